@@ -1,0 +1,1 @@
+"""SeGroS: evaluation, leaderboards and the command line."""

@@ -1,0 +1,211 @@
+"""Evaluators: what to ask of a backbone, how to score one response, how to sum up.
+
+An evaluator is a frozen dataclass whose fields are its protocol's options. Its phases talk through
+values: `samples` says what to generate or ask, `score` judges one response, `aggregate` sums up.
+Unscored is not zero: what cannot be scored has value None with a reason, is counted, and never
+enters a mean. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Detection", "Detector", "EvalTask", "Evaluator", "Interval", "Result", "Sample", "Score", "Tools"]
+
+World = Literal["photo", "shapes"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One request to a backbone.
+
+    Attributes:
+        item_id: Unique in the evaluator's run, e.g. `"00012/0003"`.
+        cluster_id: What draws of one item share (the prompt, the image): resampled together.
+        kind: `"image"` asks for a picture of `prompt`, `"answer"` for a text about `images`.
+        prompt: Text as the benchmark writes it.
+        seed: Seed of the draw; equal (prompt, seed, settings) share one image between evaluators.
+        images: Paths of the pictures a question is about.
+        metadata: The benchmark's own record of the item.
+    """
+
+    item_id: str
+    cluster_id: str
+    kind: Literal["image", "answer"]
+    prompt: str
+    seed: int = 0
+    images: tuple[Path, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The judgement of one response.
+
+    Attributes:
+        item_id: The sample's.
+        cluster_id: The sample's.
+        raw: What was found (detections, the answer as given), JSON-ready.
+        parsed: What the protocol read out of it, JSON-ready.
+        status: `"scored"`; `"unparsed"` for an answer given that could not be read (scored by the protocol's
+            rule); `"unscored"` for a response that is missing or unreadable (value None).
+        value: The item's value, None exactly when unscored.
+        reason: Why it failed or could not be scored; empty when there is nothing to say.
+        group: The tag or category that `aggregate` averages by.
+    """
+
+    item_id: str
+    cluster_id: str
+    raw: Any
+    parsed: Any
+    status: Literal["scored", "unparsed", "unscored"]
+    value: float | None
+    reason: str = ""
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.status == "unscored") != (self.value is None):
+            raise ValueError(f"{self.item_id}: value must be None exactly when unscored, found {self.value}, {self.status}.")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95% interval and the estimator that made it, e.g. `"prompt-clustered bootstrap, 10000 replicates"`."""
+
+    low: float
+    high: float
+    estimator: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """One cell of the leaderboard.
+
+    Attributes:
+        method: Name of the train task.
+        backbone: Name of the card.
+        evaluator: Name of the evaluation task.
+        metrics: Values in percent; the first key is the headline.
+        intervals: Per metric, where one is estimated.
+        num_samples: Scored samples.
+        num_unparsed: Samples scored by the protocol's rule for unreadable answers.
+        num_unscored: Samples without a value.
+        seeds: Seeds of training and drawing.
+        protocol: Protocol of the evaluator, e.g. `"geneval@af4902f"`.
+        world: World of the images; worlds never share a table column.
+        key: Content hash of everything that determines the numbers.
+        provenance: Versions, hashes, settings, times.
+    """
+
+    method: str
+    backbone: str
+    evaluator: str
+    metrics: Mapping[str, float | None]
+    intervals: Mapping[str, Interval]
+    num_samples: int
+    num_unparsed: int
+    num_unscored: int
+    seeds: tuple[int, ...]
+    protocol: str
+    world: World
+    key: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """Name of the first metric."""
+        return next(iter(self.metrics))
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One detected instance.
+
+    Attributes:
+        label: Class name, in the benchmark's spelling.
+        box: x0, y0, x1, y1 in pixels.
+        score: Confidence in [0, 1].
+        mask: [height, width] bool array of the instance, or None.
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    score: float
+    mask: Any = None
+
+
+class Detector(Protocol):
+    """Find instances in images and name their colours."""
+
+    def detect(self, images: Sequence[Image]) -> list[list[Detection]]:
+        """Return the raw detections of each image, in any order, not thresholded."""
+        ...
+
+    def colors(self, image: Image, detections: Sequence[Detection]) -> list[str]:
+        """Return the colour of each detection, one of the benchmark's colour words."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What an evaluator may use besides the response itself."""
+
+    detector: Detector | None = None
+    judge: Any = None
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Ask, score and sum up by one benchmark's protocol."""
+
+    @property
+    def protocol(self) -> str:
+        """Name and version of the protocol."""
+        ...
+
+    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
+        """Yield what to ask.
+
+        Args:
+            world: `"photo"` reads the official files below `data`; `"shapes"` builds the embedded world's set.
+            data: Folder of the official files.
+            seeds: Seeds of the draws.
+        """
+        ...
+
+    def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
+        """Judge responses in order; a response is an image, a text, or None where there is none."""
+        ...
+
+    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
+        """Sum up in percent; the first key is the headline. A metric without scored samples is None."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """An evaluation with a name on the command line and a column in the tables.
+
+    Attributes:
+        name: Name on the command line, e.g. `"geneval"`.
+        title: Name in tables, e.g. `"GenEval"`.
+        evaluator: The protocol with its options.
+        kind: Whether backbones draw or answer.
+        worlds: Worlds it can run in.
+        data: Name of its data set for `segros data fetch`; None where only the embedded world is covered.
+        paper: Where the published numbers stand, e.g. `"Table 1"`.
+    """
+
+    name: str
+    title: str
+    evaluator: Evaluator
+    kind: Literal["image", "answer"]
+    worlds: tuple[World, ...]
+    data: str | None = None
+    paper: str = ""

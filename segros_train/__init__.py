@@ -1,0 +1,1 @@
+"""SeGroS: training methods and backbones."""

@@ -1,0 +1,135 @@
+"""The contract of a backbone: it realises any `Supervision` under its own native loss.
+
+A backbone never knows which method made a supervision, and a method never knows which backbone
+realises it. A new family is a sub-package of `segros_train.backbones` with a `Backbone` subclass
+and a `load` function; nothing else changes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from torch import Generator, Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from segros_train.types import (
+        BackboneCard,
+        Embeddings,
+        GenerationBatch,
+        GenerationSettings,
+        InstructionBatch,
+        Supervision,
+    )
+
+__all__ = ["Backbone", "ImageTransform", "ParameterGroups", "Realisation"]
+
+ImageTransform = Callable[["Image", Generator], Tensor]
+"""Turn an RGB image into [3, height, width] float32 in [-1, 1]; draws (random crops) come from the generator."""
+
+
+@dataclass(frozen=True)
+class Realisation:
+    """Choices that change the function a backbone computes; recorded in every checkpoint.
+
+    Attributes:
+        attention: `"paper"`: the mask of section 8.2; `"native"`: the backbone's own. Sampling follows it.
+        hint_slot: Where hints stand; None leaves it to the backbone.
+        text_dropout: Share of captions replaced by the empty condition in training.
+    """
+
+    attention: Literal["paper", "native"] = "native"
+    hint_slot: Literal["prefix", "user"] | None = None
+    text_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class ParameterGroups:
+    """Trainable parameters by weight decay; every trainable parameter stands in exactly one group."""
+
+    decayed: tuple[nn.Parameter, ...]
+    not_decayed: tuple[nn.Parameter, ...]
+
+
+class Backbone(nn.Module, ABC):
+    """A unified multimodal model behind the project's contract.
+
+    Frozen parts have `requires_grad` False and stay in eval mode whatever `train()` is told.
+    `forward` is not used: the loop calls `t2i_loss` and `i2t_loss`.
+    """
+
+    card: BackboneCard
+    realisation: Realisation
+
+    @abstractmethod
+    def embed(self, batch: GenerationBatch) -> Embeddings:
+        """Return what methods see: caption rows of the embedding table and visual embeddings, without gradient."""
+
+    @abstractmethod
+    def masking_ratio(self, size: int, rng: Generator) -> Tensor | None:
+        """Draw [size] shares of hidden cells from the native schedule; None where nothing is masked."""
+
+    @abstractmethod
+    def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: Generator) -> Tensor:
+        """Return the native text-to-image loss, a scalar, taken where `supervision` says."""
+
+    @abstractmethod
+    def i2t_loss(self, batch: InstructionBatch) -> Tensor:
+        """Return the mean negative log-likelihood of the answers' tokens, a scalar (Eq. 2)."""
+
+    @abstractmethod
+    def generate(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], settings: GenerationSettings
+    ) -> Iterator[Image]:
+        """Yield one RGB image per prompt, in order.
+
+        An image depends on (weights, prompt, seed, settings) alone, not on its batch.
+
+        Args:
+            prompts: Texts as the benchmark writes them; the backbone adds its own template.
+            seeds: One seed per prompt.
+            settings: Sampling settings.
+        """
+
+    @abstractmethod
+    def answer(
+        self, images: Sequence[Sequence[Image]], questions: Sequence[str], *, max_new_tokens: int
+    ) -> list[str]:
+        """Answer each question about its images by greedy decoding.
+
+        Args:
+            images: Per question, the images it is about.
+            questions: Texts as the benchmark writes them.
+            max_new_tokens: Largest length of an answer.
+        """
+
+    @abstractmethod
+    def choice_logprobs(
+        self, images: Sequence[Sequence[Image]], questions: Sequence[str], choices: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Return, per question, the log-probability of each choice's first token as the first answer token."""
+
+    @abstractmethod
+    def image_transform(self, purpose: Literal["generation", "understanding"]) -> ImageTransform:
+        """Return the picklable preparation of images for a purpose (size, crop, normalisation)."""
+
+    @abstractmethod
+    def parameter_groups(self) -> ParameterGroups:
+        """Return the trainable parameters, split by weight decay."""
+
+    @abstractmethod
+    def realise(self, realisation: Realisation) -> None:
+        """Adopt choices that training and sampling follow and checkpoints record."""
+
+    @abstractmethod
+    def save_pretrained(self, directory: Path) -> None:
+        """Write `config.json` (family, card name, config, realisation), safetensors and tokenizer files, atomically."""
+
+    @abstractmethod
+    def upstream_state(self) -> dict[str, Tensor]:
+        """Return the weights under the upstream project's key names."""

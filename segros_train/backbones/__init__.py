@@ -1,0 +1,39 @@
+"""Families of backbones, each in a sub-package named like its `BackboneCard.family`.
+
+A family's package offers `load(card, *, source, device)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segros_train.errors import unknown_name
+
+if TYPE_CHECKING:
+    from segros_train.backbone import Backbone
+    from segros_train.types import BackboneCard
+
+__all__ = ["SHIPPED_WEIGHTS", "load"]
+
+SHIPPED_WEIGHTS = Path(__file__).parent.parent / "weights"
+FAMILIES = ("harmon",)
+
+
+def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu") -> Backbone:
+    """Build a backbone with its weights.
+
+    Args:
+        card: What to build.
+        source: A checkpoint of ours (a directory with `config.json`), or a directory with the upstream files
+            that `card.weights` names; None for shipped weights (`weights/<name>`) or the local cache.
+        device: Torch device.
+
+    Raises:
+        PrerequisiteError: If weights are missing, foreign or damaged.
+    """
+    if card.family not in FAMILIES:
+        raise unknown_name("backbone family", card.family, FAMILIES)
+    family = importlib.import_module(f"segros_train.backbones.{card.family}")
+    return family.load(card, source=source, device=device)

@@ -1,0 +1,305 @@
+"""The values that pass between data, methods, backbones and the loop.
+
+Shape letters, used in every docstring of the project:
+
+| letter | meaning |
+|---|---|
+| B | batch |
+| L | text tokens |
+| N | visual embeddings, in raster order of `image_grid` |
+| M | latent cells, in raster order of `latent_grid` |
+| H | hints |
+| D | width of the embeddings the language model reads |
+
+This module imports no torch, so that declarations (`tasks/`) and `segros list` stay quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from segros_train.methods import Method
+
+__all__ = [
+    "BackboneCard",
+    "DataCard",
+    "Embeddings",
+    "GenerationBatch",
+    "GenerationSettings",
+    "InstructionBatch",
+    "Recipe",
+    "Supervision",
+    "TrainTask",
+    "Turn",
+    "WeightFile",
+]
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class GenerationBatch:
+    """Images with captions, for the text-to-image loss.
+
+    Attributes:
+        images: [B, 3, height, width] float32 in [-1, 1].
+        captions: B captions, as written in the data set.
+        item_ids: B ids, unique in the data set; named when a loss is not finite.
+    """
+
+    images: Tensor
+    captions: tuple[str, ...]
+    item_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer about the image of a dialogue."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class InstructionBatch:
+    """Images with dialogues, for the image-to-text loss.
+
+    Attributes:
+        images: [B, 3, height, width] float32 in [-1, 1].
+        dialogues: B dialogues of at least one turn.
+        item_ids: B ids, unique in the data set.
+    """
+
+    images: Tensor
+    dialogues: tuple[tuple[Turn, ...], ...]
+    item_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What a method sees: text and image embeddings before the unified model, without gradient.
+
+    Attributes:
+        text: [B, L, D] rows of the embedding table for the caption.
+        text_valid: [B, L] bool, True on caption tokens; False on special tokens, template and padding.
+        image: [B, N, D] visual embeddings.
+        image_grid: Rows and columns of the N visual embeddings.
+        latent_grid: Rows and columns of the M latent cells.
+    """
+
+    text: Tensor
+    text_valid: Tensor
+    image: Tensor
+    image_grid: Grid
+    latent_grid: Grid
+
+    def __post_init__(self) -> None:
+        num_image = self.image_grid[0] * self.image_grid[1]
+        if self.text.shape[:2] != self.text_valid.shape:
+            raise ValueError(f"text {tuple(self.text.shape)} and text_valid {tuple(self.text_valid.shape)} disagree.")
+        if self.image.shape[1] != num_image:
+            raise ValueError(f"image holds {self.image.shape[1]} embeddings, its grid {self.image_grid} {num_image}.")
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What to show, what to hide and where to take the loss: the whole difference between methods.
+
+    Attributes:
+        caption: Whether the caption conditions the image (False: reconstruction from hints alone).
+        hints: [B, H] long, indices of visual embeddings in [0, N), ascending; None for no hints.
+        masked: [B, M] bool, True where a latent cell is hidden; None where the backbone masks nothing.
+        target: [B, M] bool, True where the loss is taken, within `masked`; None for all of `masked`.
+    """
+
+    caption: bool
+    hints: Tensor | None = None
+    masked: Tensor | None = None
+    target: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.hints is not None and (self.hints.dim() != 2 or self.hints.is_floating_point()):
+            raise ValueError(f"hints must be [B, H] indices, found {tuple(self.hints.shape)} of {self.hints.dtype}.")
+        if self.target is None:
+            return
+        if self.masked is None or self.target.shape != self.masked.shape:
+            raise ValueError("target needs a masked tensor of its own shape.")
+
+    def check(self, *, num_visual: int, num_cells: int) -> None:
+        """Raise ValueError where an index is out of range or a target is not masked.
+
+        Reads values, hence waits for the device: called by tests and once at the start of a run.
+
+        Args:
+            num_visual: N.
+            num_cells: M.
+        """
+        if self.hints is not None and self.hints.numel():
+            low, high = int(self.hints.min()), int(self.hints.max())
+            if low < 0 or high >= num_visual:
+                raise ValueError(f"hints lie in [{low}, {high}], the image has {num_visual} embeddings.")
+        if self.masked is not None and self.masked.shape[1] != num_cells:
+            raise ValueError(f"masked covers {self.masked.shape[1]} cells, the latent has {num_cells}.")
+        if self.target is not None and self.masked is not None and bool((self.target & ~self.masked).any()):
+            raise ValueError("target marks cells that are not masked.")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How images are sampled.
+
+    Attributes:
+        num_steps: Number of iterations of the sampler.
+        cfg_scale: Classifier-free guidance; 1.0 switches it off.
+        cfg_schedule: How the guidance grows over the iterations.
+        temperature: Scale of the sampling noise.
+        batch_size: Images drawn at once; changes speed only, never an image.
+        options: Settings that only one family knows.
+    """
+
+    num_steps: int
+    cfg_scale: float = 3.0
+    cfg_schedule: Literal["constant", "linear"] = "constant"
+    temperature: float = 1.0
+    batch_size: int = 32
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A published file of weights.
+
+    Attributes:
+        role: What it holds, a word the family knows (`"model"`, `"vae"`, `"llm"`, `"tokenizer"`).
+        repo: Repository on the Hugging Face hub.
+        filename: Path in the repository; None for the repository as a whole.
+        sha256: Digest where one is known.
+    """
+
+    role: str
+    repo: str
+    filename: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class BackboneCard:
+    """A unified multimodal model that can be trained and evaluated.
+
+    Attributes:
+        name: Name on the command line.
+        family: Sub-package of `segros_train.backbones` that realises it.
+        title: Name in tables, as the paper writes it.
+        config: The family's frozen configuration.
+        world: `"photo"`, or `"shapes"` for backbones of the embedded world.
+        image_size_px: Side of the images it draws.
+        settings: Default sampling settings.
+        weights: Published files; empty for weights shipped with the package.
+        recipe: Name of the default recipe.
+        data: Name of the default training data.
+        licence: Licence of the weights.
+        notes: What a reader of the leaderboard should know (contamination, source of the weights).
+    """
+
+    name: str
+    family: str
+    title: str
+    config: Any
+    world: Literal["photo", "shapes"]
+    image_size_px: int
+    settings: GenerationSettings
+    recipe: str
+    data: str
+    weights: tuple[WeightFile, ...] = ()
+    licence: str = ""
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """Training data.
+
+    Attributes:
+        name: Name on the command line.
+        world: The world of its images.
+        generation: Source of images with captions, e.g. `"hub:brivangl/midjourney-v6-llava"` or `"shapes"`.
+        instruction: Source of images with dialogues; None where a recipe takes no i2t loss.
+        revision: Pinned revision or digest.
+        notes: Known facts that change how a number reads (leakage, licence).
+    """
+
+    name: str
+    world: Literal["photo", "shapes"]
+    generation: str
+    instruction: str | None = None
+    revision: str | None = None
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune; Table 7 of the paper.
+
+    `micro_steps` counts forward and backward passes over one micro-batch per task in use;
+    `optimizer_steps` counts updates. Both are recorded, because upstream "steps" mean one or the other.
+
+    Attributes:
+        optimizer_steps: Number of updates.
+        accumulation: Micro-steps per update.
+        batch_size: Samples of a generation micro-batch.
+        learning_rate: Peak rate.
+        warmup_steps: Updates of linear warm-up.
+        schedule_steps: Updates after which the cosine reaches zero; training may stop earlier.
+        weight_decay: AdamW's, on the parameters the backbone names as decayed.
+        betas: AdamW's.
+        clip_norm: Largest global gradient norm.
+        i2t_weight: Weight of Eq. (13); 0.0 takes no i2t loss.
+        i2t_batch_size: Samples of an instruction micro-batch; None for `batch_size`.
+        text_dropout: Share of captions replaced by the empty condition.
+        precision: `"auto"` is bf16 autocast with fp32 master weights where the device has it.
+    """
+
+    optimizer_steps: int
+    batch_size: int
+    accumulation: int = 1
+    learning_rate: float = 1e-5
+    warmup_steps: int = 0
+    schedule_steps: int | None = None
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0
+    i2t_weight: float = 1.0
+    i2t_batch_size: int | None = None
+    text_dropout: float = 0.1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @property
+    def micro_steps(self) -> int:
+        """Number of micro-steps of the whole run."""
+        return self.optimizer_steps * self.accumulation
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """A way to fine-tune that has a name on the command line and a row in the tables.
+
+    Attributes:
+        name: Name on the command line, e.g. `"segros"`.
+        title: Name in tables, as the paper writes it, e.g. `"Ours"`.
+        method: What decides the supervision; None trains nothing (the paper's "w/o SFT").
+        attention: Attention over the image block while training and sampling (paper section 8.2, or the backbone's own).
+        hint_slot: Where hints stand; None takes the backbone's default for the method.
+        paper: Reference of the published numbers, e.g. `"Table 1"`.
+    """
+
+    name: str
+    title: str
+    method: Method | None
+    attention: Literal["paper", "native"] = "native"
+    hint_slot: Literal["prefix", "user"] | None = None
+    paper: str = ""
