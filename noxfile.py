@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import nox
 
@@ -52,7 +53,8 @@ def parity(session: nox.Session) -> None:
 @nox.session(**PROJECT)
 def leaderboards(session: nox.Session) -> None:
     """Check that every rendered leaderboard says what its results say."""
-    run(session, "segros_eval.cli", "leaderboard", "--check")
+    segros = Path(sys.executable).with_name("segros")
+    session.run(str(segros), "leaderboard", "--check", *session.posargs, external=True, env=ENV)
 
 
 @nox.session(default=False, **PROJECT)
