@@ -1,0 +1,307 @@
+"""From names to a frozen plan: what to train, what to draw, what to score, and the keys that name each result.
+
+A `Stage` is one model: a method on a backbone with one seed. Its evaluations are `Cell`s, which share the stage's
+checkpoint. A key is a content hash of everything that determines the numbers: declared values, weights, seed and the
+source code that computes them, so that a finished stage is found again and a changed one is never mistaken for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segros_eval.catalog import Catalog
+from segros_eval.evaluators import EvalTask
+from segros_eval.fingerprint import evaluation_code, plain, training_code, weights_digest
+from segros_eval.overrides import apply_overrides, parse_override
+from segros_train.errors import PrerequisiteError, unknown_name
+from segros_train.files import content_key
+from segros_train.types import BackboneCard, DataCard, GenerationSettings, Recipe, TrainTask
+
+__all__ = ["Cell", "Request", "RunPlan", "Stage", "make_plan"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line.
+
+    Attributes:
+        methods: Names of train tasks; `all` for the main ones, a file's stem for all of a file of `tasks/train`.
+        backbones: Names of cards.
+        evaluators: Names of evaluations; `all` for every one that can run in the backbone's world.
+        seeds: Each seed is a training and a draw of its own.
+        data: Name of the training data; None for the backbone's default.
+        overrides: `field=value` each.
+        limit: Largest number of prompts or questions per evaluation; None for all.
+        checkpoint: Trained weights to evaluate in place of training.
+    """
+
+    methods: tuple[str, ...]
+    backbones: tuple[str, ...]
+    evaluators: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    data: str | None = None
+    overrides: tuple[str, ...] = ()
+    limit: int | None = None
+    checkpoint: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One evaluation of one model.
+
+    Attributes:
+        task: The evaluation, overrides applied.
+        limit: Largest number of prompts or questions; None for all.
+        key: Content hash of everything that determines the numbers.
+    """
+
+    task: EvalTask
+    limit: int | None
+    key: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One model and its evaluations.
+
+    Attributes:
+        task: The way to fine-tune.
+        card: The backbone, with the sampling settings of this run.
+        recipe: How long and how fast to train; None where nothing is trained.
+        data: What to train on; None where nothing is trained.
+        seed: Seed of training and of every draw.
+        key: Content hash of everything that determines the weights.
+        cells: Evaluations, in the order asked for.
+        checkpoint: Trained weights given by the user; None to train.
+    """
+
+    task: TrainTask
+    card: BackboneCard
+    recipe: Recipe | None
+    data: DataCard | None
+    seed: int
+    key: str
+    cells: tuple[Cell, ...] = ()
+    checkpoint: Path | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of the run folder."""
+        return f"{self.task.name}-{self.card.name}-{self.key[:8]}"
+
+    @property
+    def settings(self) -> GenerationSettings:
+        """Sampling settings of this run."""
+        return self.card.settings
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights are trained in this run."""
+        return self.recipe is not None and self.checkpoint is None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """Everything a command will do.
+
+    Attributes:
+        stages: Models in the order they are made.
+        tasks_source: Folder the declarations came from.
+    """
+
+    stages: tuple[Stage, ...]
+    tasks_source: Path
+
+
+def make_plan(catalog: Catalog, request: Request) -> RunPlan:
+    """Turn names into a plan.
+
+    Args:
+        catalog: What is declared.
+        request: What was asked for.
+
+    Raises:
+        PrerequisiteError: Lists every unknown name, bad override and incompatible pair at once.
+    """
+    problems: list[str] = []
+    chosen = _choose(problems, catalog, request)
+    if request.limit is not None and request.limit < 1:
+        problems.append(f"--limit takes a number of prompts of at least 1, found {request.limit}.")
+    # With a name unknown, fields are looked up in everything declared, so that no right field is called wrong.
+    scope = _everything(catalog) if problems else chosen
+    owners = _owners(problems, catalog, request, scope)
+    overrides = _collected(problems, [functools.partial(parse_override, text) for text in request.overrides])
+    changed = _collected(problems, [functools.partial(apply_overrides, owners, overrides)])
+    if problems:
+        raise PrerequisiteError("\n".join(dict.fromkeys(problems)))
+    stages = tuple(
+        _stage(request, changed[0], task, card, seed, chosen.evaluators[card.name])
+        for card in chosen.backbones
+        for task in chosen.methods
+        for seed in dict.fromkeys(request.seeds)
+    )
+    return RunPlan(stages=stages, tasks_source=catalog.source)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    methods: tuple[TrainTask, ...]
+    backbones: tuple[BackboneCard, ...]
+    evaluators: Mapping[str, tuple[EvalTask, ...]]
+
+
+def _choose(problems: list[str], catalog: Catalog, request: Request) -> _Chosen:
+    groups = {stem: names for stem, names in catalog.groups.items() if set(names) <= set(catalog.methods)}
+    groups["all"] = catalog.main_methods
+    methods = _resolve(problems, "method", request.methods, catalog.methods, groups)
+    backbones = _resolve(problems, "backbone", request.backbones, catalog.backbones, {"all": tuple(catalog.backbones)})
+    evaluators = _resolve(
+        problems, "evaluator", request.evaluators, catalog.evaluators, {"all": tuple(catalog.evaluators)}
+    )
+    return _Chosen(methods, backbones, _fitting(problems, request, evaluators, backbones))
+
+
+def _everything(catalog: Catalog) -> _Chosen:
+    cards, evaluators = tuple(catalog.backbones.values()), tuple(catalog.evaluators.values())
+    return _Chosen(tuple(catalog.methods.values()), cards, {card.name: evaluators for card in cards})
+
+
+def _collected(problems: list[str], steps: Iterable[Callable[[], Any]]) -> list[Any]:
+    """Run every step; keep the results, and the messages of those that fail."""
+    results = []
+    for step in steps:
+        try:
+            results.append(step())
+        except PrerequisiteError as error:
+            problems.append(str(error))
+    return results
+
+
+def _resolve(
+    problems: list[str],
+    kind: str,
+    names: Sequence[str],
+    declared: Mapping[str, Any],
+    groups: Mapping[str, tuple[str, ...]],
+) -> tuple[Any, ...]:
+    """Return the declared values of `names` in order, without repeats, groups spelled out."""
+    resolved: dict[str, Any] = {}
+    for name in names:
+        members = (name,) if name in declared else groups.get(name)
+        if members is None:
+            problems.append(str(unknown_name(kind, name, (*declared, "all"))))
+            continue
+        resolved.update((member, declared[member]) for member in members)
+    return tuple(resolved.values())
+
+
+def _fitting(
+    problems: list[str], request: Request, evaluators: Sequence[EvalTask], backbones: Sequence[BackboneCard]
+) -> dict[str, tuple[EvalTask, ...]]:
+    """Return each backbone's evaluations; one asked for by name must fit, `all` means all that fit."""
+    named = set(request.evaluators)
+    fitting: dict[str, tuple[EvalTask, ...]] = {}
+    for card in backbones:
+        for task in evaluators:
+            if card.world not in task.worlds and task.name in named:
+                problems.append(
+                    f"Evaluator {task.name!r} runs in {_either(task.worlds)}, "
+                    f"backbone {card.name!r} draws {card.world!r}. "
+                    "Ask for another evaluator, or for a backbone of its world."
+                )
+        fitting[card.name] = tuple(task for task in evaluators if card.world in task.worlds)
+    return fitting
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join(repr(word) for word in words)
+
+
+def _owners(problems: list[str], catalog: Catalog, request: Request, chosen: _Chosen) -> dict[str, Any]:
+    """Return every value that `--set` can change, and the training data, by owner name."""
+    owners: dict[str, Any] = {}
+    for task in chosen.methods:
+        if task.method is not None:
+            owners[f"method:{task.name}"] = task.method
+    for card in chosen.backbones:
+        owners[f"settings:{card.name}"] = card.settings
+        if any(task.method is not None for task in chosen.methods) and request.checkpoint is None:
+            owners.update(_training_owners(problems, catalog, request, card))
+        for evaluator in chosen.evaluators[card.name]:
+            owners[f"evaluator:{evaluator.name}"] = evaluator.evaluator
+    return owners
+
+
+def _training_owners(problems: list[str], catalog: Catalog, request: Request, card: BackboneCard) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if card.recipe in catalog.recipes:
+        found[f"recipe:{card.name}"] = catalog.recipes[card.recipe]
+    else:
+        problems.append(f"Backbone {card.name!r}: {unknown_name('recipe', card.recipe, catalog.recipes)}")
+    name = request.data or card.data
+    if name not in catalog.data:
+        problems.append(str(unknown_name("data", name, catalog.data)))
+    elif catalog.data[name].world != card.world:
+        fitting = [other for other, data in catalog.data.items() if data.world == card.world]
+        problems.append(
+            f"Data {name!r} shows {catalog.data[name].world!r}, backbone {card.name!r} draws {card.world!r}. "
+            f"Data of its world: {', '.join(fitting) or 'none'}."
+        )
+    else:
+        found[f"data:{card.name}"] = catalog.data[name]
+    return found
+
+
+def _stage(
+    request: Request,
+    owners: Mapping[str, Any],
+    task: TrainTask,
+    card: BackboneCard,
+    seed: int,
+    evaluators: Sequence[EvalTask],
+) -> Stage:
+    trains = task.method is not None and request.checkpoint is None
+    stage = Stage(
+        task=dataclasses.replace(task, method=owners.get(f"method:{task.name}")),
+        card=dataclasses.replace(card, settings=owners[f"settings:{card.name}"]),
+        recipe=owners[f"recipe:{card.name}"] if trains else None,
+        data=owners[f"data:{card.name}"] if trains else None,
+        seed=seed,
+        key="",
+        checkpoint=request.checkpoint,
+    )
+    stage = dataclasses.replace(stage, key=_stage_key(stage))
+    tasks = [dataclasses.replace(item, evaluator=owners[f"evaluator:{item.name}"]) for item in evaluators]
+    return dataclasses.replace(stage, cells=tuple(_cell(stage, item, request.limit) for item in tasks))
+
+
+def _stage_key(stage: Stage) -> str:
+    return content_key(
+        {
+            "task": plain(dataclasses.replace(stage.task, name="", title="", paper="")),
+            "family": stage.card.family,
+            "config": plain(stage.card.config),
+            "weights": weights_digest(stage.card, stage.checkpoint),
+            "recipe": plain(stage.recipe),
+            "data": plain(stage.data),
+            "seed": stage.seed,
+            "code": training_code(stage.card.family),
+        }
+    )
+
+
+def _cell(stage: Stage, task: EvalTask, limit: int | None) -> Cell:
+    determined_by = {
+        "stage": stage.key,
+        "settings": plain(dataclasses.replace(stage.settings, batch_size=1)),
+        "image_size_px": stage.card.image_size_px,
+        "evaluator": plain(task.evaluator),
+        "world": stage.card.world,
+        "limit": limit,
+        "code": evaluation_code(task.evaluator),
+    }
+    return Cell(task=task, limit=limit, key=content_key(determined_by))

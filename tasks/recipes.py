@@ -1,0 +1,27 @@
+"""How to fine-tune each backbone: Table 7 of the paper, and the recipes of the embedded world.
+
+The paper's "steps" of Harmon are upstream's iterations, one micro-batch of one task each: four of them (two t2i, two
+i2t) make an update. 3K iterations at accumulation 2 are 750 updates of 2 micro-steps, a micro-step here being one
+t2i and one i2t micro-batch. Warm-up and the horizon of the cosine (500 and 50,000 iterations) are divided alike.
+"""
+
+from dataclasses import replace
+
+from segros_train.types import Recipe
+
+harmon_05b = Recipe(
+    optimizer_steps=750,
+    accumulation=2,
+    batch_size=96,
+    learning_rate=1e-5,
+    warmup_steps=125,
+    schedule_steps=12_500,
+    weight_decay=0.01,
+    betas=(0.9, 0.95),
+    i2t_weight=1.0,
+)
+
+RECIPES = {
+    "harmon-0.5b": harmon_05b,
+    "harmon-1.5b": replace(harmon_05b, optimizer_steps=1250, batch_size=48),
+}
