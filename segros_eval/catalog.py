@@ -18,12 +18,20 @@ from types import ModuleType
 from typing import Any
 
 from segros_eval.evaluators import EvalTask
+from segros_eval.reference import PaperTable
 from segros_train.errors import PrerequisiteError
 from segros_train.types import BackboneCard, DataCard, Recipe, TrainTask
 
 __all__ = ["Catalog", "find_tasks", "load_catalog"]
 
 PACKAGE = Path(__file__).parent
+KINDS: Mapping[type, str] = {
+    BackboneCard: "backbones",
+    TrainTask: "methods",
+    EvalTask: "evaluators",
+    DataCard: "data",
+    PaperTable: "tables",
+}
 SET_ASIDE = ("ablations", "pretrain")
 """Files of `tasks/train` that `all` leaves out: they are asked for by name, or all together by the file's name."""
 
@@ -49,7 +57,7 @@ class Catalog:
     evaluators: Mapping[str, EvalTask] = field(default_factory=dict)
     data: Mapping[str, DataCard] = field(default_factory=dict)
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
-    tables: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, PaperTable] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -86,13 +94,12 @@ def load_catalog(source: Path | None = None) -> Catalog:
         PrerequisiteError: If a file cannot be read, or a name is declared twice with different values.
     """
     source = (source or find_tasks()).resolve()
-    kinds = {BackboneCard: "backbones", TrainTask: "methods", EvalTask: "evaluators", DataCard: "data"}
-    found: dict[str, dict[str, Any]] = {kind: {} for kind in (*kinds.values(), "recipes", "tables")}
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in (*KINDS.values(), "recipes")}
     origin: dict[tuple[str, str], Path] = {}
     groups: dict[str, tuple[str, ...]] = {}
     for path in _declaration_files(source):
         declared: list[str] = []
-        for kind, name, value in _declarations(_load(path, source), path, kinds):
+        for kind, name, value in _declarations(_load(path, source), path):
             _add(found[kind], origin, (kind, name), value, path)
             declared.append(name)
         if path.parent != source:
@@ -118,7 +125,7 @@ def _add(
     origin[entry] = path
 
 
-def _declarations(module: ModuleType, path: Path, kinds: Mapping[type, str]) -> Iterator[tuple[str, str, Any]]:
+def _declarations(module: ModuleType, path: Path) -> Iterator[tuple[str, str, Any]]:
     """Yield (kind, name, value) of what a file assigns; what it only imports is another file's."""
     for attribute in _assigned_names(path):
         value = getattr(module, attribute)
@@ -126,9 +133,8 @@ def _declarations(module: ModuleType, path: Path, kinds: Mapping[type, str]) -> 
             yield from (("recipes", name, recipe) for name, recipe in value.items())
             continue
         for item in value if isinstance(value, (tuple, list)) else (value,):
-            kind = "tables" if type(item).__name__ == "PaperTable" else kinds.get(type(item))
-            if kind is not None:
-                yield kind, item.name, item
+            if type(item) in KINDS:
+                yield KINDS[type(item)], item.name, item
 
 
 def _assigned_names(path: Path) -> Sequence[str]:

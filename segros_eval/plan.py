@@ -16,7 +16,7 @@ from typing import Any
 from segros_eval.catalog import Catalog
 from segros_eval.evaluators import EvalTask
 from segros_eval.fingerprint import evaluation_code, plain, training_code, weights_digest
-from segros_eval.overrides import apply_overrides, parse_override
+from segros_eval.overrides import Override, apply_overrides, parse_override
 from segros_train.errors import PrerequisiteError, unknown_name
 from segros_train.files import content_key
 from segros_train.types import BackboneCard, DataCard, GenerationSettings, Recipe, TrainTask
@@ -135,7 +135,7 @@ def make_plan(catalog: Catalog, request: Request) -> RunPlan:
     scope = _everything(catalog) if problems else chosen
     owners = _owners(problems, catalog, request, scope)
     overrides = _collected(problems, [functools.partial(parse_override, text) for text in request.overrides])
-    changed = _collected(problems, [functools.partial(apply_overrides, owners, overrides)])
+    changed = _collected(problems, [functools.partial(_override, owners, overrides)])
     if problems:
         raise PrerequisiteError("\n".join(dict.fromkeys(problems)))
     stages = tuple(
@@ -234,6 +234,12 @@ def _owners(problems: list[str], catalog: Catalog, request: Request, chosen: _Ch
         for evaluator in chosen.evaluators[card.name]:
             owners[f"evaluator:{evaluator.name}"] = evaluator.evaluator
     return owners
+
+
+def _override(owners: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
+    """Apply overrides to everything but the training data, which `--data` chooses as a whole."""
+    fixed = {owner: value for owner, value in owners.items() if isinstance(value, DataCard)}
+    return apply_overrides({owner: value for owner, value in owners.items() if owner not in fixed}, overrides) | fixed
 
 
 def _training_owners(problems: list[str], catalog: Catalog, request: Request, card: BackboneCard) -> dict[str, Any]:

@@ -12,7 +12,12 @@ from typing import Any
 
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["append_jsonl", "content_key", "file_sha256", "read_jsonl", "replace_file", "write_json"]
+__all__ = ["append_jsonl", "content_key", "file_sha256", "read_jsonl", "replace_file", "segros_home", "write_json"]
+
+
+def segros_home() -> Path:
+    """Return the folder of fetched data (`data/`) and weights (`weights/`): `$SEGROS_HOME`, else `~/.cache/segros`."""
+    return Path(os.environ.get("SEGROS_HOME") or Path.home() / ".cache" / "segros")
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
