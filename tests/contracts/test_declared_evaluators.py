@@ -1,0 +1,133 @@
+"""Every declared evaluation keeps the contract of `Evaluator`: nothing that failed becomes a value."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import random
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+
+from segros_eval.evaluators import EvalTask, Evaluator, Sample, Score, Tools
+from segros_eval.scene import SceneReader
+from segros_train.data.shapes import GenerationSet
+
+SEEDS = (0, 1)
+ANSWERS = ("yes", "no", "A", "a red circle")
+
+
+@pytest.fixture(scope="module")
+def samples(eval_task: EvalTask) -> list[Sample]:
+    if "shapes" not in eval_task.worlds:
+        pytest.skip("this evaluation reads official files only")
+    return list(eval_task.evaluator.samples("shapes", None, SEEDS))
+
+
+@cache
+def picture(index: int) -> Any:
+    return GenerationSet(seed=11, size=8)[index].image
+
+
+def responses(samples: Sequence[Sample]) -> list[Any]:
+    """Return a readable response to each sample, right or wrong."""
+    return [
+        picture(index % 8) if sample.kind == "image" else ANSWERS[index % len(ANSWERS)]
+        for index, sample in enumerate(samples)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tools() -> Tools:
+    return Tools(detector=SceneReader())
+
+
+@pytest.fixture(scope="module")
+def scores(eval_task: EvalTask, samples: list[Sample], tools: Tools) -> list[Score]:
+    return eval_task.evaluator.score(samples, responses(samples), tools)
+
+
+def test_an_evaluation_is_a_frozen_value_with_a_protocol(eval_task: EvalTask) -> None:
+    evaluator = eval_task.evaluator
+    assert isinstance(evaluator, Evaluator)
+    assert evaluator.protocol
+    assert pickle.loads(pickle.dumps(evaluator)) == evaluator
+    hash(evaluator)
+    assert eval_task.title
+    assert eval_task.worlds
+
+
+def test_every_sample_has_an_id_of_its_own_and_asks_something(eval_task: EvalTask, samples: list[Sample]) -> None:
+    assert samples
+    assert len({sample.item_id for sample in samples}) == len(samples)
+    assert all(sample.prompt.strip() and sample.cluster_id for sample in samples)
+    assert {sample.kind for sample in samples} == {eval_task.kind}
+    if eval_task.kind == "answer":
+        assert all(sample.images for sample in samples)
+
+
+def test_the_same_samples_are_asked_every_time(eval_task: EvalTask, samples: list[Sample]) -> None:
+    assert list(eval_task.evaluator.samples("shapes", None, SEEDS)) == samples
+
+
+def test_a_seed_keeps_its_samples_beside_other_seeds(eval_task: EvalTask, samples: list[Sample]) -> None:
+    alone = list(eval_task.evaluator.samples("shapes", None, SEEDS[:1]))
+    together = {sample.item_id: sample for sample in samples}
+    assert all(together[sample.item_id] == sample for sample in alone)
+
+
+def test_scores_stand_in_the_order_of_their_samples(samples: list[Sample], scores: list[Score]) -> None:
+    asked = [(sample.item_id, sample.cluster_id) for sample in samples]
+    assert [(score.item_id, score.cluster_id) for score in scores] == asked
+
+
+def test_a_readable_response_has_a_finite_value(scores: list[Score]) -> None:
+    values = [score.value for score in scores]
+    assert all(value is not None and math.isfinite(value) for value in values)
+    assert len(set(values)) > 1, "right and wrong responses are judged alike"
+
+
+def test_a_missing_response_is_unscored_with_a_reason(eval_task: EvalTask, samples: list[Sample], tools: Tools) -> None:
+    scores = eval_task.evaluator.score(samples, [None] * len(samples), tools)
+    assert all(score.status == "unscored" and score.value is None and score.reason for score in scores)
+
+
+def test_nothing_scored_means_no_number(eval_task: EvalTask, samples: list[Sample], tools: Tools) -> None:
+    missing = eval_task.evaluator.score(samples, [None] * len(samples), tools)
+    for nothing in ([], missing):
+        assert set(eval_task.evaluator.aggregate(nothing).values()) == {None}
+
+
+def test_an_unscored_response_moves_no_headline(
+    eval_task: EvalTask, samples: list[Sample], scores: list[Score], tools: Tools
+) -> None:
+    given = [response if index % 2 else None for index, response in enumerate(responses(samples))]
+    mixed = eval_task.evaluator.score(samples, given, tools)
+    assert [score.value for score in mixed[1::2]] == [score.value for score in scores[1::2]]
+    headline = next(iter(eval_task.evaluator.aggregate(scores)))
+    found = eval_task.evaluator.aggregate(mixed)[headline]
+    assert found is not None
+    assert found == eval_task.evaluator.aggregate(mixed[1::2])[headline]
+
+
+def test_metrics_have_the_same_names_whatever_was_scored(eval_task: EvalTask, scores: list[Score]) -> None:
+    whole = list(eval_task.evaluator.aggregate(scores))
+    assert whole == list(eval_task.evaluator.aggregate([]))
+    assert whole == list(eval_task.evaluator.aggregate(scores[:5]))
+
+
+def test_the_order_of_scores_changes_no_metric(eval_task: EvalTask, scores: list[Score]) -> None:
+    shuffled = random.Random(3).sample(scores, len(scores))
+    found, expected = eval_task.evaluator.aggregate(shuffled), eval_task.evaluator.aggregate(scores)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_scoring_one_by_one_equals_scoring_together(
+    eval_task: EvalTask, samples: list[Sample], scores: list[Score], tools: Tools
+) -> None:
+    some = range(0, len(samples), max(1, len(samples) // 12))
+    given = responses(samples)
+    for index in some:
+        assert eval_task.evaluator.score([samples[index]], [given[index]], tools) == [scores[index]]
