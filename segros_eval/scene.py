@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import cv2
 import numpy as np
@@ -30,7 +31,8 @@ _MAX_DARK = 66
 _MIN_BRIGHT = 204
 _MIN_AREA_PX = 14
 _TEMPLATE_PX = 14
-_TEMPLATE_SIZES = (10, 12, 14)
+_TEMPLATE_SIZES = (10, 11, 12, 13, 14)
+_TEMPLATE_LEVELS = (0.3, 0.5, 0.7)
 _SIDE_PX = (6, 18)
 _CERTAIN, _HOPELESS = 0.84, 0.55
 
@@ -69,8 +71,8 @@ def _fit(mask: NDArray[np.float32]) -> NDArray[np.float32]:
     return canvas
 
 
-def _tight(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
-    inside = coverage > 0.5
+def _tight(coverage: NDArray[np.float32], level: float = 0.5) -> NDArray[np.float32]:
+    inside = coverage > level
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     if not rows.size:
         return coverage
@@ -82,9 +84,9 @@ def _templates() -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Return shape names and their masks, [templates, pixels]."""
     names, masks = [], []
     for shape in OBJECT_NAMES:
-        for size in _TEMPLATE_SIZES:
+        for size, level in product(_TEMPLATE_SIZES, _TEMPLATE_LEVELS):
             names.append(shape)
-            masks.append(_fit(_tight(shape_alpha(shape, size)[:, :, 0])).ravel())
+            masks.append(_fit(_tight(shape_alpha(shape, size)[:, :, 0], level)).ravel())
     return tuple(names), np.stack(masks)
 
 
