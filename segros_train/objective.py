@@ -1,0 +1,69 @@
+"""What one micro-step minimises, as a module, so that Accelerate can wrap it for many devices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from segros_train.draws import keyed_generator, keyed_seed
+from segros_train.equations import joint_objective
+
+if TYPE_CHECKING:
+    from segros_train.backbone import Backbone
+    from segros_train.methods import Method
+    from segros_train.types import GenerationBatch, InstructionBatch, Recipe
+
+__all__ = ["Objective", "autocast_dtype"]
+
+
+def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype | None:
+    """Return the precision of matrix products, None for that of the weights.
+
+    `"auto"` is bf16 on CUDA devices that have it and float32 elsewhere; `"bf16"` is taken at its word.
+    """
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+class Objective(nn.Module):
+    """Eq. (13) of one micro-step."""
+
+    def __init__(self, backbone: Backbone, method: Method, recipe: Recipe, *, seed: int, rank: int = 0) -> None:
+        super().__init__()
+        self.backbone, self.method, self.recipe = backbone, method, recipe
+        self._seed, self._rank = seed, rank
+        self._checked = False
+
+    def forward(self, generation: GenerationBatch, instruction: InstructionBatch | None, micro_step: int) -> Tensor:
+        """Return [2] joint and text-to-image loss, or [3] with the image-to-text loss, unweighted.
+
+        Args:
+            generation: Micro-batch of images with captions.
+            instruction: Micro-batch of dialogues; None where `i2t_weight` is 0.
+            micro_step: Number of the micro-step in the run: with the seed, the key of every draw.
+        """
+        device = generation.images.device
+        # Dropout draws from the global generators: seeded anew, it too depends on the micro-step alone.
+        torch.manual_seed(keyed_seed(self._seed, "dropout", micro_step, self._rank))
+        dtype = autocast_dtype(self.recipe.precision, device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            t2i = self._t2i(generation, micro_step)
+            i2t = None if instruction is None else self.backbone.i2t_loss(instruction).float()
+        joint = joint_objective(t2i, i2t, self.recipe.i2t_weight)
+        return torch.stack([joint, t2i.detach()] if i2t is None else [joint, t2i.detach(), i2t.detach()])
+
+    def _t2i(self, batch: GenerationBatch, micro_step: int) -> Tensor:
+        seen = self.backbone.embed(batch)
+        ratio = self.backbone.masking_ratio(len(batch.captions), self._rng("masking ratio", micro_step, batch))
+        supervision = self.method.supervise(seen, ratio, self._rng("supervision", micro_step, batch))
+        if not self._checked:
+            rows, columns = seen.latent_grid
+            supervision.check(num_visual=seen.image.shape[1], num_cells=rows * columns)
+            self._checked = True
+        return self.backbone.t2i_loss(batch, supervision, self._rng("t2i loss", micro_step, batch)).float()
+
+    def _rng(self, purpose: str, micro_step: int, batch: GenerationBatch) -> torch.Generator:
+        return keyed_generator(self._seed, purpose, micro_step, self._rank, device=batch.images.device)
