@@ -57,6 +57,10 @@ __all__ = [
     "perturbed_grounding_map",
 ]
 
+EQUAL = 1e-5
+"""Relative spread up to which scores are equal: a cosine rounds at 1e-7, and dividing it by a temperature
+and taking its exponential magnifies that a hundredfold."""
+
 
 def intra_modal_attention(text: Tensor, valid: Tensor, temperature: float) -> Tensor:
     """Compute how much each caption token attends to each other one, Eq. (3).
@@ -274,9 +278,8 @@ def min_max(scores: Tensor, valid: Tensor | None = None) -> Tensor:
     valid = torch.ones_like(scores, dtype=torch.bool) if valid is None else valid
     low = scores.masked_fill(~valid, torch.inf).amin(dim=-1, keepdim=True)
     high = scores.masked_fill(~valid, -torch.inf).amax(dim=-1, keepdim=True)
-    # Equal scores differ by rounding after a softmax and a sum; stretched to [0, 1] that would look like a map.
-    rounding = 16 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
-    varies = valid & (high - low > rounding)
+    # Equal scores come out of a softmax and a sum a little apart; stretched to [0, 1] that would look like a map.
+    varies = valid & (high - low > EQUAL * torch.maximum(low.abs(), high.abs()))
     return torch.where(varies, (scores - low) / torch.where(varies, high - low, 1.0), 0.0)
 
 
