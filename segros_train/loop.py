@@ -115,12 +115,7 @@ def train(
         PrerequisiteError: If the folder holds another run or cannot be written.
         ValueError: If recipe, sources and backbone do not fit together.
     """
-    if recipe.optimizer_steps < 1 or recipe.accumulation < 1:
-        raise ValueError(f"A recipe needs at least one update and micro-step, found {recipe}.")
-    if stop_after is not None and stop_after < 1:
-        raise ValueError(f"stop_after must be at least 1, found {stop_after}.")
-    if recipe.i2t_weight > 0 and instruction is None:
-        raise ValueError(f"i2t_weight is {recipe.i2t_weight}, but there is no instruction data.")
+    _check_arguments(recipe, instruction, stop_after)
     last_step = min(stop_after or recipe.optimizer_steps, recipe.optimizer_steps)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
@@ -326,6 +321,15 @@ class _Trainer:
     def _main_process_says(self, value: bool) -> bool:
         """Return the main process's value, so that all processes do the same."""
         return bool(broadcast_object_list([value])[0])
+
+
+def _check_arguments(recipe: Recipe, instruction: InstructionSource | None, stop_after: int | None) -> None:
+    if recipe.optimizer_steps < 1 or recipe.accumulation < 1:
+        raise ValueError(f"A recipe needs at least one update and micro-step, found {recipe}.")
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"stop_after must be at least 1, found {stop_after}.")
+    if recipe.i2t_weight > 0 and instruction is None:
+        raise ValueError(f"i2t_weight is {recipe.i2t_weight}, but there is no instruction data.")
 
 
 def _identity(

@@ -121,7 +121,7 @@ class Metrics:
         if not self._accelerator.is_main_process or not self._path.exists():
             return
         kept = "".join(json.dumps(line) + "\n" for line in read_jsonl(self._path) if line["step"] <= step)
-        replace_file(self._path, lambda temporary: temporary.write_text(kept, encoding="utf-8") and None)
+        replace_file(self._path, lambda temporary: _write_text(temporary, kept))
 
     def add(self, update: Update) -> None:
         """Take in an update."""
@@ -186,3 +186,7 @@ class Metrics:
             item_ids=item_ids,
             checkpoint=checkpoint,
         )
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

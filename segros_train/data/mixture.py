@@ -85,7 +85,8 @@ class MicroBatches(Dataset[MicroBatch[Batch]], Generic[Batch]):
         seed: int,
         share: Share,
     ) -> None:
-        self._source, self._collate = source, collate
+        self._source = source
+        self._collate: Callable[[Sequence[Any], Tensor], Batch] = collate
         self._task, self._transform, self._batch_size, self._seed, self._share = (
             task,
             transform,
