@@ -187,6 +187,15 @@ class Evaluator(Protocol):
         """Sum up in percent; the first key is the headline. A metric without scored samples is None."""
         ...
 
+    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
+        """Estimate 95% intervals in percent of the metrics of `aggregate`; one that says nothing is left out.
+
+        Args:
+            scores: The same scores that `aggregate` sums up.
+            seed: Seed of the resampling.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class EvalTask:

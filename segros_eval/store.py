@@ -1,0 +1,287 @@
+"""What a run writes and reads again: images, answers, scores and results.
+
+Drawn images are shared by every evaluator that asks for the same prompt, seed and settings: an image's
+address is the content hash of all that determines it, so it is found again whoever asks. The manifest
+records each file's sha256; a file that does not match counts as missing. Answers are kept one line each,
+so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, ImageOps
+
+from segros_eval.evaluators import Interval, Result, Sample, Score
+from segros_train.errors import PrerequisiteError
+from segros_train.files import append_jsonl, content_key, file_sha256, read_jsonl, replace_file, write_json
+from segros_train.types import GenerationSettings
+
+__all__ = [
+    "AnswerStore",
+    "ImageFault",
+    "ImageStore",
+    "UnreadableImageError",
+    "read_image",
+    "read_result",
+    "read_scores",
+    "result_from_json",
+    "result_to_json",
+    "write_result",
+    "write_scores",
+]
+
+RESULT_FORMAT = 1
+
+_MANIFEST = "manifest.jsonl"
+_RECORD = {"file", "sha256", "prompt", "seed"}
+_ANSWER = {"key", "answer"}
+
+
+class UnreadableImageError(Exception):
+    """Say that a file is no whole image."""
+
+
+def read_image(source: Path | Image.Image) -> Image.Image:
+    """Read an image whole, as RGB with its EXIF rotation applied.
+
+    Args:
+        source: Path of an image file, or an image that may not have been decoded yet.
+
+    Raises:
+        UnreadableImageError: If the file is missing, truncated, damaged or no image.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            return _decoded(source)
+        with Image.open(source) as image:
+            return _decoded(image)
+    except FileNotFoundError as error:
+        raise UnreadableImageError(f"{source} does not exist") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        name = getattr(source, "filename", "") if isinstance(source, Image.Image) else source
+        raise UnreadableImageError(f"{name or 'the image'} cannot be read: {error}") from error
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    image.load()
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+@dataclass(frozen=True)
+class ImageFault:
+    """Something wrong in a store.
+
+    Attributes:
+        kind: `"missing"` file of a record, `"damaged"` file that is not the recorded bytes, `"foreign"` file or
+            record that no request of this store explains, `"duplicate"` of another request's image.
+        file: Name of the file.
+        detail: What was found.
+    """
+
+    kind: Literal["missing", "damaged", "foreign", "duplicate"]
+    file: str
+    detail: str
+
+
+class ImageStore:
+    """Images drawn by one model with one set of sampling settings.
+
+    Layout: `<address>.png` and `manifest.jsonl`. Several processes may write to one folder.
+    """
+
+    def __init__(self, folder: Path, *, settings: GenerationSettings, backbone_key: str) -> None:
+        """Open a store, which need not exist yet.
+
+        Args:
+            folder: Where the images lie.
+            settings: Sampling settings of every image; `batch_size` does not count, it changes no image.
+            backbone_key: Content key of the weights.
+        """
+        self.folder = folder
+        self._conditions = {**dataclasses.asdict(settings), "backbone_key": backbone_key}
+        del self._conditions["batch_size"]
+        self._records = _manifest(folder)
+
+    def path(self, sample: Sample) -> Path:
+        """Return where the image of a sample lies, or would."""
+        return self.folder / f"{self._address(sample.prompt, sample.seed)}.png"
+
+    def put(self, sample: Sample, image: Image.Image) -> Path:
+        """Keep the image of a sample, atomically, and return its path.
+
+        Raises:
+            PrerequisiteError: If the folder cannot be written.
+        """
+        path = self.path(sample)
+        replace_file(path, lambda temporary: image.save(temporary, format="PNG"))
+        record = {"file": path.name, "sha256": file_sha256(path), "prompt": sample.prompt, "seed": sample.seed}
+        append_jsonl(self.folder / _MANIFEST, {**record, "conditions": self._conditions})
+        self._records[path.name] = record
+        return path
+
+    def get(self, sample: Sample) -> Image.Image | None:
+        """Return the image of a sample, or None where it is missing or is not what was recorded."""
+        return read_image(self.path(sample)) if self.has(sample) else None
+
+    def has(self, sample: Sample) -> bool:
+        """Say whether the image of a sample is there, byte for byte as recorded."""
+        path = self.path(sample)
+        record = self._records.get(path.name)
+        return record is not None and path.is_file() and file_sha256(path) == record["sha256"]
+
+    def missing(self, samples: Iterable[Sample]) -> list[Sample]:
+        """Return the samples whose image is still to be drawn, one per image."""
+        wanted = {self.path(sample): sample for sample in samples}
+        return [sample for sample in wanted.values() if not self.has(sample)]
+
+    def refresh(self) -> None:
+        """Read the manifest again, after another process has written to the folder."""
+        self._records = _manifest(self.folder)
+
+    def verify(self) -> list[ImageFault]:
+        """Check every file against the manifest and return what is wrong, in order of file names."""
+        faults = []
+        first: dict[str, str] = {}
+        for name, record in sorted(self._records.items()):
+            path = self.folder / name
+            if name != f"{self._address(record['prompt'], record['seed'])}.png":
+                faults.append(ImageFault("foreign", name, "its record is of other settings or another model"))
+            elif not path.is_file():
+                faults.append(ImageFault("missing", name, f"recorded for {record['prompt']!r}, seed {record['seed']}"))
+            elif file_sha256(path) != record["sha256"]:
+                faults.append(ImageFault("damaged", name, "its bytes are not the recorded ones"))
+            elif first.setdefault(record["sha256"], name) != name:
+                faults.append(ImageFault("duplicate", name, f"has the bytes of {first[record['sha256']]}"))
+        strangers = {path.name for path in self.folder.glob("*.png") if not path.name.startswith(".")} - set(
+            self._records
+        )
+        faults += [ImageFault("foreign", name, "no record of it in the manifest") for name in strangers]
+        return sorted(faults, key=lambda fault: fault.file)
+
+    def _address(self, prompt: str, seed: int) -> str:
+        return content_key({**self._conditions, "prompt": prompt, "seed": seed})[:32]
+
+
+def _manifest(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Return the last record of each file; lines of another form are no records."""
+    records = read_jsonl(folder / _MANIFEST)
+    return {record["file"]: record for record in records if isinstance(record, dict) and _RECORD <= record.keys()}
+
+
+class AnswerStore:
+    """Answers of one model, one JSON line each; an interrupted run goes on where it stopped."""
+
+    def __init__(self, path: Path, *, backbone_key: str, settings: Mapping[str, Any] | None = None) -> None:
+        """Open a store, which need not exist yet.
+
+        Args:
+            path: The JSON lines file.
+            backbone_key: Content key of the weights.
+            settings: What else determines an answer, JSON-ready (`max_new_tokens`).
+        """
+        self.path = path
+        self._conditions = {"backbone_key": backbone_key, "settings": dict(settings or {})}
+        records = [record for record in read_jsonl(path) if isinstance(record, dict) and _ANSWER <= record.keys()]
+        self._answers = {record["key"]: record["answer"] for record in records}
+
+    def put(self, sample: Sample, answer: Any) -> None:
+        """Keep the answer to a sample: a text, or the log-probabilities of its choices."""
+        key = self._key(sample)
+        append_jsonl(self.path, {"item_id": sample.item_id, "key": key, "answer": answer})
+        self._answers[key] = answer
+
+    def get(self, sample: Sample) -> Any:
+        """Return the answer to a sample, or None where there is none."""
+        return self._answers.get(self._key(sample))
+
+    def missing(self, samples: Iterable[Sample]) -> list[Sample]:
+        """Return the samples that are still to be answered."""
+        return [sample for sample in samples if self._key(sample) not in self._answers]
+
+    def _key(self, sample: Sample) -> str:
+        return content_key({**self._conditions, "item_id": sample.item_id, "question": sample.prompt})
+
+
+def write_scores(path: Path, scores: Iterable[Score]) -> None:
+    """Write one JSON line per score, atomically."""
+    lines = [json.dumps(dataclasses.asdict(score), ensure_ascii=False, allow_nan=False) for score in scores]
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    replace_file(path, write)
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Read the scores of an evaluation.
+
+    Raises:
+        PrerequisiteError: If the file does not exist or holds something else.
+    """
+    if not path.is_file():
+        raise PrerequisiteError(f"{path} does not exist: there are no scores to read. Run the evaluation first.")
+    try:
+        return [Score(**record) for record in read_jsonl(path)]
+    except (TypeError, ValueError) as error:
+        raise PrerequisiteError(f"{path} is no file of scores: {error}. Score the responses again.") from error
+
+
+def result_to_json(result: Result) -> dict[str, Any]:
+    """Return a result as JSON-ready data."""
+    plain = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    intervals = {name: dataclasses.asdict(interval) for name, interval in result.intervals.items()}
+    changed = {"metrics": dict(result.metrics), "intervals": intervals, "seeds": list(result.seeds)}
+    return {"format": RESULT_FORMAT, **plain, **changed, "provenance": dict(result.provenance)}
+
+
+def result_from_json(value: Mapping[str, Any]) -> Result:
+    """Build a result from what `result_to_json` returned; fields this version does not know are left out.
+
+    Raises:
+        ValueError: If it is no result, or of a later format.
+    """
+    if not isinstance(value, Mapping) or value.get("format") not in range(1, RESULT_FORMAT + 1):
+        raise ValueError(f"not a result of format 1 to {RESULT_FORMAT}")
+    known = {field.name: value[field.name] for field in dataclasses.fields(Result) if field.name in value}
+    try:
+        intervals = {name: Interval(**interval) for name, interval in known["intervals"].items()}
+        return Result(**{**known, "intervals": intervals, "seeds": tuple(known["seeds"])})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a whole result: {error}") from error
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Write a result as a JSON file, atomically."""
+    write_json(path, result_to_json(result))
+
+
+def read_result(path: Path) -> Result:
+    """Read a result file.
+
+    Raises:
+        PrerequisiteError: If the file is missing, damaged or no result.
+    """
+    try:
+        return result_from_json(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise PrerequisiteError(
+            f"Cannot read the result {path}: {error.strerror}. Run the evaluation first."
+        ) from error
+    except ValueError as error:
+        raise PrerequisiteError(f"{path} is no result: {error}. Score the responses again.") from error

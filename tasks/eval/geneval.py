@@ -1,0 +1,14 @@
+"""GenEval: objects, counts, colours and positions in drawn images."""
+
+from segros_eval.evaluators import EvalTask
+from segros_eval.evaluators.geneval import GenEval
+
+GENEVAL = EvalTask(
+    name="geneval",
+    title="GenEval",
+    evaluator=GenEval(),
+    kind="image",
+    worlds=("photo", "shapes"),
+    data="geneval",
+    paper="Table 1",
+)

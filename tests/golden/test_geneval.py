@@ -1,0 +1,152 @@
+"""GenEval's rules against the official script, over recorded detections."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segros_eval.evaluators import Detection, Sample, Score, Tools
+from segros_eval.evaluators.geneval import GenEval, official_summary
+from segros_eval.evaluators.geneval_folder import official_row
+from segros_eval.evaluators.geneval_rules import OBJECT_NAMES, box_iou, relative_position
+
+
+class Recorded:
+    """The detections and colour answers of one golden case, in the place of the networks."""
+
+    def __init__(self, case: Mapping[str, Any]) -> None:
+        self.detections = [
+            Detection(found["class"], tuple(found["box"]), found["score"]) for found in case["detections"]
+        ]
+        self.named = {float(np.float32(found["score"])): found["color"] for found in case["detections"]}
+
+    def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
+        return [self.detections for _ in images]
+
+    def colors(self, image: Image.Image, detections: Sequence[Detection]) -> list[str]:
+        return [self.named[detection.score] for detection in detections]
+
+
+def sample_of(case: Mapping[str, Any]) -> Sample:
+    prompt_id = "custom" if case["prompt_index"] is None else f"{case['prompt_index']:05d}"
+    draw = int(case["id"].rpartition("-")[2])
+    record = case["metadata"]
+    return Sample(f"{prompt_id}/{draw:04d}", prompt_id, "image", record["prompt"], seed=draw, metadata=record)
+
+
+def score_of(case: Mapping[str, Any]) -> Score:
+    image = Image.new("RGB", tuple(case["image_size"]))
+    (score,) = GenEval(**case["options"]).score([sample_of(case)], [image], Tools(detector=Recorded(case)))
+    return score
+
+
+@pytest.fixture(scope="module")
+def folder(request: pytest.FixtureRequest) -> Path:
+    path = Path(request.config.getoption("--golden")) / "geneval"
+    if not path.is_dir():
+        pytest.skip(f"no golden set {path}")
+    return path
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module", params=["cases.json", "cases_extra.json"])
+def judged(request: pytest.FixtureRequest, folder: Path) -> list[tuple[Mapping[str, Any], Score]]:
+    path = folder / request.param
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    return [(case, score_of(case)) for case in load(path)["cases"]]
+
+
+Judged = Sequence[tuple[Mapping[str, Any], Score]]
+
+
+def test_every_image_is_judged_as_the_official_script_judges_it(judged: Judged) -> None:
+    wrong = [case["id"] for case, score in judged if score.value != float(case["expected"]["correct"])]
+    assert judged and wrong == []
+
+
+def test_every_reason_is_the_official_text(judged: Judged) -> None:
+    wrong = {
+        case["id"]: (score.reason, case["expected"]["reason"])
+        for case, score in judged
+        if score.reason != case["expected"]["reason"]
+    }
+    assert wrong == {}
+
+
+def test_the_kept_boxes_are_the_official_ones_in_class_order(judged: Judged) -> None:
+    wrong = [
+        case["id"]
+        for case, score in judged
+        if list(score.raw["kept"].items()) != list(case["expected"]["kept"].items())
+    ]
+    assert wrong == []
+
+
+def test_the_colour_classifier_is_asked_what_the_official_script_asks(judged: Judged) -> None:
+    wrong = [case["id"] for case, score in judged if score.raw["colors"] != case["expected"]["color_calls"]]
+    assert wrong == []
+
+
+def test_relations_of_box_pairs_are_the_official_ones(folder: Path) -> None:
+    pairs = load(folder / "relations.json")
+    wrong = [
+        index
+        for index, pair in enumerate(pairs)
+        if sorted(relative_position(pair["a"], pair["b"], threshold=pair["position_threshold"])) != pair["relations"]
+    ]
+    assert pairs and wrong == []
+
+
+def test_overlaps_of_box_pairs_are_the_official_ones(folder: Path) -> None:
+    pairs = load(folder / "relations.json")
+    found = [box_iou(pair["a"], pair["b"]) for pair in pairs]
+    np.testing.assert_allclose(found, [pair["iou"] for pair in pairs], rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> list[tuple[Mapping[str, Any], Sample, Score]]:
+    """Return the official results in order, each with our sample and score of the same case."""
+    cases = {case["id"]: case for case in load(folder / "cases.json")["cases"]}
+    joined = []
+    for line in (folder / "results.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        prompt_id, _, name = row["filename"].split("/")
+        case = cases[f"{row['tag']}-{prompt_id}-{int(Path(name).stem)}"]
+        joined.append((row, sample_of(case), score_of(case)))
+    return joined
+
+
+Results = Sequence[tuple[Mapping[str, Any], Sample, Score]]
+
+
+def test_rows_for_the_official_summary_are_the_official_ones(results: Results) -> None:
+    wrong = [row["filename"] for row, sample, score in results if official_row(sample, score, row["filename"]) != row]
+    assert results and wrong == []
+
+
+def test_the_summary_is_the_official_text_to_the_character(results: Results, folder: Path) -> None:
+    scores = [score for _, _, score in results]
+    assert official_summary(scores) == load(folder / "summary.json")["stdout"]
+
+
+def test_aggregates_are_the_official_numbers_in_percent(results: Results, folder: Path) -> None:
+    expected = load(folder / "summary.json")
+    metrics = GenEval().aggregate([score for _, _, score in results])
+    assert next(iter(metrics)) == "overall"
+    named = {"overall": expected["overall"], **expected["task_scores"]}
+    named |= {name: expected[name] for name in ("image_accuracy", "prompt_accuracy")}
+    assert metrics == pytest.approx({name: 100 * value for name, value in named.items()}, rel=1e-12)
+
+
+def test_every_detected_class_of_the_goldens_is_known(judged: Judged) -> None:
+    assert {found["class"] for case, _ in judged for found in case["detections"]} <= set(OBJECT_NAMES)
