@@ -15,7 +15,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,21 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, optim
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256, write_json
 
-__all__ = ["Checkpoint", "Progress", "load_training_state", "newest_checkpoint", "save_checkpoint", "training_state"]
+__all__ = [
+    "Checkpoint",
+    "Progress",
+    "load_training_state",
+    "newest_checkpoint",
+    "save_checkpoint",
+    "training_state",
+    "whole_weights",
+]
 
 MANIFEST = "checkpoint.json"
 TRAINING_STATE = "training.safetensors"
@@ -131,15 +142,40 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def training_state(backbone: nn.Module, optimizer: optim.Optimizer) -> dict[str, Tensor]:
+def training_state(backbone: nn.Module, optimizer: optim.Optimizer, *, keep: bool = True) -> dict[str, Tensor]:
     """Return exact weights and optimizer state under names, on the CPU.
 
     Holds the trainable parameters and the persistent buffers; frozen parameters never change.
+
+    Args:
+        backbone: Where sharded, every process must call.
+        optimizer: AdamW over its trainable parameters.
+        keep: False takes part in gathering shards and returns nothing.
     """
-    state = _model_tensors(backbone)
+    tensors = _model_tensors(backbone)
     for name, parameter in _trainable(backbone).items():
-        state |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        tensors |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
+    state = {}
+    for name, tensor in tensors.items():
+        whole = tensor.detach()
+        if isinstance(whole, DTensor):
+            whole = whole.full_tensor()
+        if keep:
+            state[name] = whole.cpu().contiguous()
+    return state
+
+
+@contextmanager
+def whole_weights(backbone: nn.Module) -> Iterator[None]:
+    """Let a sharded backbone hold its whole weights for a while; every process must take part."""
+    sharded = [module for module in backbone.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
 
 
 def load_training_state(checkpoint: Checkpoint, backbone: nn.Module, optimizer: optim.Optimizer) -> None:
@@ -159,7 +195,7 @@ def load_training_state(checkpoint: Checkpoint, backbone: nn.Module, optimizer: 
             f"first {differing[:3]}. Choose another output folder."
         )
     for name, tensor in model.items():
-        tensor.data.copy_(state[name])
+        tensor.data.copy_(_like(state[name], tensor))
     _load_optimizer(optimizer, _trainable(backbone), state)
 
 
@@ -171,17 +207,27 @@ def _model_tensors(backbone: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _load_optimizer(optimizer: optim.Optimizer, names: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
-    position = {id(parameter): name for name, parameter in names.items()}
-    packed = optimizer.state_dict()
-    order = [position[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+def _load_optimizer(
+    optimizer: optim.Optimizer, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
+) -> None:
     moments: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         if key.startswith("optimizer/"):
             name, _, kind = key.removeprefix("optimizer/").rpartition("/")
-            moments.setdefault(name, {})[kind] = tensor
+            shaped = tensor.shape == parameters[name].shape
+            moments.setdefault(name, {})[kind] = _like(tensor, parameters[name]) if shaped else tensor
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    packed = optimizer.state_dict()
     packed["state"] = {index: moments[name] for index, name in enumerate(order) if name in moments}
     optimizer.load_state_dict(packed)
+
+
+def _like(whole: Tensor, tensor: Tensor) -> Tensor:
+    """Shard `whole` as `tensor` is."""
+    if not isinstance(tensor, DTensor):
+        return whole
+    return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)
 
 
 def _trainable(backbone: nn.Module) -> dict[str, nn.Parameter]:

@@ -27,6 +27,7 @@ from segros_train.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
     training_state,
+    whole_weights,
 )
 from segros_train.data.mixture import MicroBatch, Share, generation_batches, instruction_batches, stream
 from segros_train.data.reading import DataError
@@ -176,7 +177,6 @@ class _Trainer:
         self.identity = _identity(backbone, method, recipe, sources, seed=seed, num_ranks=self.share.num_ranks)
         objective = Objective(backbone, method, recipe, seed=seed, rank=self.share.rank)
         self.objective, self.optimizer = self.accelerator.prepare(objective, build_optimizer(backbone, recipe))
-        self.parameters = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
         self.metrics = Metrics(directory / METRICS, recipe.optimizer_steps, accelerator=self.accelerator, report=report)
         self.progress = Progress()
         self.checkpoint: Checkpoint | None = None
@@ -265,7 +265,7 @@ class _Trainer:
                 self.accelerator.backward(parts[0] / accumulation)
             losses.append(parts.detach())
             item_ids.append(generation.item_ids + (instruction.item_ids if instruction else ()))
-        grad_norm = self.accelerator.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
+        grad_norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         progress = self.progress
@@ -307,15 +307,18 @@ class _Trainer:
 
     def _save(self) -> None:
         finished = self.progress.step == self.recipe.optimizer_steps
-        state = {} if finished else training_state(self.backbone, self.optimizer)
-        if self.accelerator.is_main_process:
-            self.checkpoint = save_checkpoint(
-                self.folder,
-                replace(self.progress, finished=finished),
-                identity=self.identity,
-                write_backbone=self.backbone.save_pretrained,
-                state=state,
-            )
+        writes = self.accelerator.is_main_process
+        # Every process takes part in gathering what is sharded; one keeps and writes it.
+        state = {} if finished else training_state(self.backbone, self.optimizer, keep=writes)
+        with whole_weights(self.backbone):
+            if writes:
+                self.checkpoint = save_checkpoint(
+                    self.folder,
+                    replace(self.progress, finished=finished),
+                    identity=self.identity,
+                    write_backbone=self.backbone.save_pretrained,
+                    state=state,
+                )
         self.checkpoint = broadcast_object_list([self.checkpoint])[0]
 
     def _main_process_says(self, value: bool) -> bool:
