@@ -1,1 +1,72 @@
-"""Harmon: a language model between a masked autoregressive encoder and decoder with a diffusion head."""
+"""Harmon: a language model between a masked autoregressive encoder and decoder with a diffusion head.
+
+This package imports no torch until a model is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segros_train.backbones.harmon.weights import locate, missing_weights
+from segros_train.errors import PrerequisiteError
+
+if TYPE_CHECKING:
+    from segros_train.backbones.harmon.adapter import Harmon
+    from segros_train.types import BackboneCard
+
+__all__ = ["fresh", "load", "missing_weights"]
+
+
+def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu") -> Harmon:
+    """Build a Harmon with its weights in float32, in eval mode.
+
+    Args:
+        card: What to build.
+        source: A checkpoint of ours, or a folder of published files; None for shipped weights, else the
+            published files in `$SEGROS_HOME/weights/<name>` or the hub's cache.
+        device: Torch device.
+
+    Raises:
+        PrerequisiteError: If weights are missing, foreign or damaged.
+    """
+    from segros_train.backbones.harmon import states
+    from segros_train.backbones.harmon.adapter import Harmon
+    from segros_train.backbones.harmon.prompts import HarmonTokenizer
+
+    found = locate(card, source)
+    if found.missing:
+        raise PrerequisiteError("\n".join((f"Weights of {card.name} are missing.", *found.missing)))
+    if found.checkpoint is not None:
+        kept = states.read_checkpoint(found.checkpoint, card)
+        model = states.build(card.config, kept.state, origin=str(found.checkpoint), device=device)
+        return Harmon(card, model, kept.tokenizer, realisation=kept.realisation)
+    tokenizer = HarmonTokenizer.from_file(found.files["tokenizer"])
+    state = states.published_state(found.files)
+    model = states.build(card.config, state, origin=str(found.files["model"]), device=device)
+    return Harmon(card, model, tokenizer)
+
+
+def fresh(card: BackboneCard, *, tokenizer: Path, seed: int, device: str = "cpu") -> Harmon:
+    """Build a Harmon with random weights, to be pretrained.
+
+    Args:
+        card: What to build.
+        tokenizer: A `tokenizer.json`.
+        seed: Seed of the weights.
+        device: Torch device.
+
+    Raises:
+        PrerequisiteError: If the tokenizer cannot be read.
+    """
+    import torch
+
+    from segros_train.backbones.harmon.adapter import Harmon
+    from segros_train.backbones.harmon.model import HarmonModel, initialise
+    from segros_train.backbones.harmon.prompts import HarmonTokenizer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = HarmonModel(card.config)
+    initialise(model, torch.Generator().manual_seed(seed))
+    return Harmon(card, model.to(device).eval(), HarmonTokenizer.from_file(tokenizer))

@@ -1,0 +1,265 @@
+"""Harmon behind the project's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
+from segros_train.backbones.harmon import answering, sampling
+from segros_train.backbones.harmon.diffusion import NUM_TRAINING_STEPS
+from segros_train.backbones.harmon.instructions import INSTRUCTIONS
+from segros_train.backbones.harmon.mar import gather_rows
+from segros_train.backbones.harmon.model import HarmonModel, evaluating
+from segros_train.backbones.harmon.prompts import IGNORED, NO_CAPTION, HarmonTokenizer, Prompts
+from segros_train.backbones.harmon.states import write_checkpoint
+from segros_train.backbones.harmon.transforms import CropToSquare, PadToSquare
+from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, InstructionBatch, Supervision
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from segros_train.types import BackboneCard
+
+__all__ = ["Harmon", "truncated_ratio", "visible_indices"]
+
+RATIO_MEAN = 1.0
+RATIO_SCALE = 0.25
+
+
+def truncated_ratio(uniform: Tensor, *, minimum: float) -> Tensor:
+    """Turn uniform draws into shares of hidden cells: normal around 1 with deviation 0.25, cut to [minimum, 1].
+
+    Source: wusize/Harmon src/models/mar/mar.py @ 4eb60876
+    """
+    low = torch.special.ndtr(torch.tensor((minimum - RATIO_MEAN) / RATIO_SCALE, dtype=torch.float64))
+    high = 0.5
+    quantile = low + uniform.double().cpu() * (high - low)
+    return (RATIO_MEAN + RATIO_SCALE * torch.special.ndtri(quantile)).clamp(minimum, 1.0)
+
+
+def visible_indices(masked: Tensor) -> Tensor:
+    """Return ascending indices [B, V] of the cells that `masked` [B, N] leaves visible.
+
+    Raises:
+        ValueError: If samples have different numbers of them.
+    """
+    counts = (~masked).sum(dim=1).tolist()
+    if len(set(counts)) != 1:
+        raise ValueError(f"Harmon needs equally many visible cells in all samples, found {counts}.")
+    return masked.long().argsort(dim=1, stable=True)[:, : counts[0]]
+
+
+class Harmon(Backbone):
+    """Realise any supervision with Harmon's masked encoder, language model, decoder and diffusion head.
+
+    Captions condition the image as upstream trains it. Hints are encodings of the whole image in front of the
+    language model, with the gradient scaled as in its understanding path.
+    """
+
+    def __init__(
+        self,
+        card: BackboneCard,
+        model: HarmonModel,
+        tokenizer: HarmonTokenizer,
+        *,
+        realisation: Realisation | None = None,
+        instructions: Sequence[str] = INSTRUCTIONS,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            card: What the model realises.
+            model: Modules and weights.
+            tokenizer: The language model's.
+            realisation: Choices to follow.
+            instructions: Texts for samples without a caption.
+        """
+        super().__init__()
+        self.card = card
+        self.model = model
+        self.tokenizer = tokenizer
+        self.realisation = realisation or Realisation()
+        self.instructions = tuple(instructions)
+        self._encoded: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.model.mar.mask_token.device
+
+    def _latents(self, images: Tensor) -> Tensor:
+        """Encode images, once for the `embed` and `t2i_loss` of a step: the autoencoder is frozen."""
+        if self._encoded is None or self._encoded[0] is not images:
+            self._encoded = (images, self.model.encode_images(images.to(self.device)))
+        return self._encoded[1]
+
+    def _embed_ids(self, ids: Tensor) -> Tensor:
+        return self.model.llm.model.embed_tokens(ids)
+
+    @torch.no_grad()
+    def embed(self, batch: GenerationBatch) -> Embeddings:
+        """Return caption rows of the embedding table and encodings of the whole image, buffers left out.
+
+        Dropout is off, so that a map does not depend on it.
+        """
+        latents = self._latents(batch.images)
+        grid = (latents.shape[1], latents.shape[2])
+        with evaluating(self.model):
+            image = self.model.whole_image(latents)[:, : grid[0] * grid[1]]
+        limit = self.model.config.max_caption_tokens
+        rows = [self.tokenizer.caption(caption, limit=limit) for caption in batch.captions]
+        prompts = self.tokenizer.pad(rows, device=self.device)
+        return Embeddings(self._embed_ids(prompts.ids), prompts.caption, image, grid, grid)
+
+    def masking_ratio(self, size: int, rng: Generator) -> Tensor:
+        """Draw one share of hidden cells for the whole batch, [size]."""
+        uniform = torch.rand(1, generator=rng, device=rng.device, dtype=torch.float64)
+        return (
+            truncated_ratio(uniform, minimum=self.model.config.mar.mask_ratio_min).float().expand(size).to(rng.device)
+        )
+
+    def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: Generator) -> Tensor:
+        """Return the diffusion loss of the target cells, a scalar.
+
+        Raises:
+            ValueError: If nothing is masked, the target is empty, samples have different numbers of visible
+                cells, or neither a caption nor hints condition the image.
+        """
+        if supervision.masked is None or (supervision.hints is None and not supervision.caption):
+            raise ValueError("Harmon needs masked cells, and a caption or hints.")
+        latents = self._latents(batch.images)
+        masked = supervision.masked.to(self.device)
+        target = masked if supervision.target is None else supervision.target.to(self.device)
+        prompts = self._prompts(batch.captions, supervision, rng)
+        slot = self.realisation.hint_slot or ("prefix" if supervision.caption else "user")
+        conditions = self.model.conditions(
+            self._embed_ids(prompts.ids),
+            prompts.valid,
+            latents,
+            visible_indices(masked),
+            attention=self.realisation.attention,
+            hints=self._hints(latents, supervision),
+            slot=0 if slot == "prefix" else len(self.tokenizer.head),
+        )
+        rows = target.flatten().nonzero().squeeze(1)
+        if not len(rows):
+            raise ValueError("The supervision has no target cell.")
+        return self._diffusion_loss(conditions.flatten(0, 1)[rows], latents.flatten(0, 2)[rows], rng)
+
+    def _hints(self, latents: Tensor, supervision: Supervision) -> Tensor | None:
+        """Encode the hints [B, H, D]; a reconstruction from all of them sees the buffers as well, as RecA does."""
+        if supervision.hints is None:
+            return None
+        whole = self.model.whole_image(latents)
+        hints = supervision.hints.to(self.device)
+        num_cells = latents.shape[1] * latents.shape[2]
+        if not supervision.caption and hints.shape[1] == num_cells:
+            return whole
+        return gather_rows(whole, hints)
+
+    def _prompts(self, captions: Sequence[str], supervision: Supervision, rng: Generator) -> Prompts:
+        """Tokenise what conditions each image: its caption, an instruction, or, dropped out, neither."""
+        size, limit = len(captions), self.model.config.max_caption_tokens
+        dropped = (torch.rand(size, generator=rng, device=rng.device) < self.realisation.text_dropout).tolist()
+        rows = [self.tokenizer.caption(caption, limit=limit) for caption in captions]
+        if not supervision.caption:
+            picks = torch.randint(len(self.instructions), (size,), generator=rng, device=rng.device).tolist()
+            rows = [self.tokenizer.request("\n" + self.instructions[pick], limit=limit) for pick in picks]
+        empty = self.tokenizer.request(NO_CAPTION, limit=limit)
+        rows = [empty if drop else row for row, drop in zip(rows, dropped, strict=True)]
+        return self.tokenizer.pad(rows, device=self.device)
+
+    def _diffusion_loss(self, conditions: Tensor, cells: Tensor, rng: Generator) -> Tensor:
+        """Return the mean loss over rows [R, ...], each at `batch_mul` timesteps drawn from `rng`."""
+        shape = (self.model.config.mar.diffusion.batch_mul, len(cells))
+        timesteps = torch.randint(NUM_TRAINING_STEPS, shape, generator=rng, device=rng.device)
+        noise = torch.randn(*shape, cells.shape[1], generator=rng, device=rng.device)
+        return self.model.mar.diffloss.loss(
+            conditions, cells, timesteps=timesteps.to(self.device), noise=noise.to(self.device)
+        )
+
+    def i2t_loss(self, batch: InstructionBatch) -> Tensor:
+        """Return the mean negative log-likelihood of the tokens of all answers, a scalar.
+
+        Raises:
+            ValueError: If the length limit leaves no token of an answer.
+        """
+        limit = self.model.config.max_dialogue_tokens
+        dialogues = [self.tokenizer.dialogue(turns, limit=limit) for turns in batch.dialogues]
+        image = self.model.whole_image(self.model.encode_images(batch.images.to(self.device)))
+        states = answering.read(self.model, image, dialogues)
+        labels = torch.full(states.shape[:2], IGNORED)
+        for row, dialogue in zip(labels, dialogues, strict=True):
+            start = len(dialogue.head) + image.shape[1]
+            row[start : start + len(dialogue.labels)] = torch.tensor(dialogue.labels)
+        return answering.next_token_loss(self.model, states, labels.to(self.device))
+
+    def generate(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], settings: GenerationSettings
+    ) -> Iterator[Image]:
+        """Yield one image per prompt; see `sampling.draw`."""
+        return sampling.draw(self, prompts, seeds=seeds, settings=settings)
+
+    def answer(self, images: Sequence[Sequence[Image]], questions: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        """Answer each question about its one image by greedy decoding.
+
+        Raises:
+            ValueError: If a question is not about exactly one image.
+        """
+        return answering.answer(self, images, questions, max_new_tokens=max_new_tokens)
+
+    def choice_logprobs(
+        self, images: Sequence[Sequence[Image]], questions: Sequence[str], choices: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Return the log-probability of each choice's first token as the first token of the answer.
+
+        Raises:
+            ValueError: If a question is not about exactly one image, or a choice has no token.
+        """
+        return answering.choice_logprobs(self, images, questions, choices)
+
+    def image_transform(self, purpose: Literal["generation", "understanding"]) -> ImageTransform:
+        """Return the preparation of images: a random square crop for drawing, grey padding for understanding."""
+        kind = CropToSquare if purpose == "generation" else PadToSquare
+        return kind(self.card.image_size_px)
+
+    def parameter_groups(self) -> ParameterGroups:
+        """Return the trainable parameters; vectors, biases and the diffusion head are not decayed.
+
+        Source: reconstruction-alignment Harmon, configs (paramwise settings)
+        """
+        groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                exempt = parameter.dim() == 1 or name.endswith(".bias") or "diffloss" in name
+                groups[not exempt].append(parameter)
+        return ParameterGroups(decayed=tuple(groups[True]), not_decayed=tuple(groups[False]))
+
+    def realise(self, realisation: Realisation) -> None:
+        """Adopt choices that training and sampling follow and checkpoints record."""
+        self.realisation = realisation
+
+    def save_pretrained(self, directory: Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write a checkpoint: `config.json`, `model.safetensors` with the autoencoder, `tokenizer.json`.
+
+        Args:
+            directory: Created when absent.
+            dtype: Type of the weights on disk.
+        """
+        write_checkpoint(
+            directory,
+            self.model,
+            card=self.card,
+            tokenizer=self.tokenizer,
+            realisation=self.realisation,
+            dtype=dtype,
+        )
+
+    def upstream_state(self) -> dict[str, Tensor]:
+        """Return the weights under upstream's key names, the autoencoder's below `vae.`."""
+        return self.model.state_dict()
