@@ -1,0 +1,150 @@
+"""From scores to a result, and the scoring of images that segros did not draw."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segros_eval.evaluators import EvalTask, Result, Score, Tools, World
+from segros_eval.evaluators.geneval import GenEval
+from segros_eval.evaluators.geneval_folder import FolderFault, GenEvalFolder, read_geneval_folder
+from segros_eval.fingerprint import evaluation_code, plain
+from segros_train.errors import PrerequisiteError
+from segros_train.files import content_key, file_sha256
+
+__all__ = ["FolderScore", "score_folder", "summarise"]
+
+_IMAGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class FolderScore:
+    """What a folder of images is worth, and what is wrong with it.
+
+    Attributes:
+        result: The numbers; its method is `"images"`, its backbone the folder's name.
+        scores: A score per image that is there or should be there.
+        faults: Missing prompts, missing, broken and copied images; each is unscored.
+    """
+
+    result: Result
+    scores: tuple[Score, ...]
+    faults: tuple[FolderFault, ...]
+
+
+def summarise(
+    task: EvalTask,
+    scores: Sequence[Score],
+    *,
+    method: str,
+    backbone: str,
+    seeds: Sequence[int],
+    world: World,
+    key: str,
+    provenance: Mapping[str, Any],
+) -> Result:
+    """Build the result of an evaluation from its scores.
+
+    Args:
+        task: The evaluation.
+        scores: All its scores, unscored ones included.
+        method: Name of the train task.
+        backbone: Name of the card.
+        seeds: Seeds of training and drawing.
+        world: World of the images.
+        key: Content hash of everything that determines the numbers.
+        provenance: Versions, hashes, settings, times; JSON-ready.
+    """
+    counts = {status: sum(score.status == status for score in scores) for status in ("unparsed", "unscored")}
+    return Result(
+        method=method,
+        backbone=backbone,
+        evaluator=task.name,
+        metrics=task.evaluator.aggregate(scores),
+        intervals=task.evaluator.intervals(scores),
+        num_samples=len(scores) - counts["unscored"],
+        num_unparsed=counts["unparsed"],
+        num_unscored=counts["unscored"],
+        seeds=tuple(seeds),
+        protocol=task.evaluator.protocol,
+        world=world,
+        key=key,
+        provenance=provenance,
+    )
+
+
+def score_folder(
+    task: EvalTask,
+    folder: Path,
+    *,
+    tools: Tools,
+    world: World = "photo",
+    data: Path | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> FolderScore:
+    """Score a folder of images in the benchmark's official layout.
+
+    Args:
+        task: The evaluation; GenEval is the one whose layout is known.
+        folder: The images.
+        tools: Detector for the world of the images.
+        world: Whose prompts the folder should hold.
+        data: Folder of the benchmark's official files, for photographs.
+        advance: Told how many images have been scored, as they are.
+
+    Raises:
+        PrerequisiteError: If the layout is unknown or not found, or data or detector are missing.
+    """
+    evaluator = task.evaluator
+    if not isinstance(evaluator, GenEval):
+        raise PrerequisiteError(f"Folders of {task.title} cannot be scored: only GenEval's layout is known.")
+    if tools.detector is None:
+        raise PrerequisiteError(
+            f"Cannot score {folder}: GenEval needs a detector, and this version has none for photographs. "
+            "Images of the embedded world can be scored (world shapes)."
+        )
+    found = read_geneval_folder(
+        folder, prompts=evaluator.prompts(world, data), images_per_prompt=evaluator.images_per_prompt
+    )
+    scores = [*_scored(evaluator, found, tools, advance), *found.unscored]
+    result = summarise(
+        task,
+        scores,
+        method="images",
+        backbone=folder.resolve().name,
+        seeds=(),
+        world=world,
+        key=_key(evaluator, found, tools, world),
+        provenance={"faults": [dataclasses.asdict(fault) for fault in found.faults]},
+    )
+    return FolderScore(result, tuple(scores), found.faults)
+
+
+def _scored(
+    evaluator: GenEval, found: GenEvalFolder, tools: Tools, advance: Callable[[int], None] | None
+) -> list[Score]:
+    scores: list[Score] = []
+    for start in range(0, len(found.samples), _IMAGES_AT_ONCE):
+        window = slice(start, start + _IMAGES_AT_ONCE)
+        scores += evaluator.score(found.samples[window], found.paths[window], tools)
+        if advance is not None:
+            advance(len(found.samples[window]))
+    return scores
+
+
+def _key(evaluator: GenEval, found: GenEvalFolder, tools: Tools, world: World) -> str:
+    images = {sample.item_id: file_sha256(path) for sample, path in zip(found.samples, found.paths, strict=True)}
+    missing = sorted(score.item_id for score in found.unscored)
+    return content_key(
+        {
+            "evaluator": plain(evaluator),
+            "code": evaluation_code(evaluator),
+            "detector": type(tools.detector).__name__,
+            "world": world,
+            "images": images,
+            "missing": missing,
+        }
+    )
