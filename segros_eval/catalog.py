@@ -140,13 +140,11 @@ def _declarations(module: ModuleType, path: Path) -> Iterator[tuple[str, str, An
 def _assigned_names(path: Path) -> Sequence[str]:
     names: list[str] = []
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if _is_typed(node) else []
-        names.extend(target.id for target in targets if isinstance(target, ast.Name))
+        if isinstance(node, ast.Assign):
+            names.extend(target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and node.value is not None and isinstance(node.target, ast.Name):
+            names.append(node.target.id)
     return names
-
-
-def _is_typed(node: ast.stmt) -> bool:
-    return isinstance(node, ast.AnnAssign) and node.value is not None
 
 
 def _load(path: Path, source: Path) -> ModuleType:

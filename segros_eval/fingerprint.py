@@ -52,10 +52,11 @@ def training_code(family: str) -> str:
 
 
 def evaluation_code(evaluator: Any) -> str:
-    """Return the digest of the code that asks and scores for one evaluator."""
+    """Return the digest of the code that asks and scores for one evaluator: its module and those named after it."""
     spec = importlib.util.find_spec(type(evaluator).__module__)
-    own = [Path(spec.origin)] if spec is not None and spec.origin else []
-    shared = [EVAL / name for name in ("respond.py", "scene.py", "statistics.py", "store.py")]
+    module = Path(spec.origin) if spec is not None and spec.origin else None
+    own = module.parent.glob(f"{module.stem}*.py") if module is not None else ()
+    shared = (EVAL / name for name in ("respond.py", "scene.py", "statistics.py"))
     return _digest(path for path in (*own, *shared) if path.is_file())
 
 

@@ -1,0 +1,78 @@
+"""The `segros` command.
+
+Exit codes: 0 every cell is scored; 1 a cell failed or has more unscored items than allowed; 2 usage or something
+missing. `--json` prints one JSON document on standard output; progress and messages go to standard error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from segros_eval.commands import run as running
+from segros_eval.commands.console import UNUSABLE, emit, err, refuse
+from segros_train.errors import PrerequisiteError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Say what is missing in a line instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PrerequisiteError as error:
+            refuse(error)
+            raise typer.Exit(UNUSABLE) from error
+        except KeyboardInterrupt as error:
+            err().print("Interrupted. The same command goes on where it stopped.")
+            raise typer.Exit(INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    pretty_exceptions_short=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train and evaluate unified multimodal models, and say by how much a method helps.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        emit(f"segros {version('segros')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _prepare(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to standard error.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True
+    )
+    # Progress bars of libraries would mix with ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+app.command("run")(running.run)
+app.command("train")(running.train)
+app.command("eval")(running.evaluate)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

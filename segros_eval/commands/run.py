@@ -1,0 +1,268 @@
+"""`segros run`, `train` and `eval`: plan, check, carry out, show."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from segros_eval.commands.console import FAILED, UNUSABLE, RichListener, err, names, out, seeds_of, write_document
+from segros_train.errors import PrerequisiteError
+
+if TYPE_CHECKING:
+    from segros_eval.plan import Request, RunPlan
+    from segros_eval.runner import Outcome
+
+__all__ = ["carry_out", "evaluate", "run", "train"]
+
+Methods = Annotated[str, typer.Option("--method", help="Names separated by commas, or all. See `segros list`.")]
+Backbones = Annotated[str, typer.Option("--backbone", help="Names separated by commas, or all.")]
+Evaluators = Annotated[str, typer.Option("--eval", help="Names separated by commas, or all.")]
+Seeds = Annotated[str, typer.Option("--seed", help="Seeds separated by commas; each is a run of its own.")]
+Data = Annotated[str | None, typer.Option("--data", help="Training data in place of the backbone's.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a declared value; repeatable.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="Fewer prompts; the result is marked as a subset.")]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder of run folders.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+MaxUnscored = Annotated[
+    float, typer.Option("--max-unscored", min=0, max=1, help="Allowed share of items without a value.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, its cost and what is missing; do nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
+
+
+def run(
+    method: Methods,
+    backbone: Backbones,
+    evaluators: Evaluators,
+    seed: Seeds = "0",
+    data: Data = None,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    out_folder: OutFolder = Path("runs"),
+    device: Device = "auto",
+    max_unscored: MaxUnscored = 0.0,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, draw, answer, score and sum up: every method on every backbone by every evaluator."""
+    from segros_eval.plan import Request
+
+    request = Request(
+        methods=names(method),
+        backbones=names(backbone),
+        evaluators=names(evaluators),
+        seeds=seeds_of(seed),
+        data=data,
+        overrides=tuple(overrides or ()),
+        limit=limit,
+    )
+    carry_out(
+        request, out_folder=out_folder, device=device, max_unscored=max_unscored, dry_run=dry_run, as_json=as_json
+    )
+
+
+def train(
+    method: Methods,
+    backbone: Backbones,
+    seed: Seeds = "0",
+    data: Data = None,
+    overrides: Overrides = None,
+    out_folder: OutFolder = Path("runs"),
+    device: Device = "auto",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train without evaluating; a run that was stopped goes on where it was."""
+    from segros_eval.plan import Request
+
+    request = Request(
+        methods=names(method),
+        backbones=names(backbone),
+        seeds=seeds_of(seed),
+        data=data,
+        overrides=tuple(overrides or ()),
+    )
+    carry_out(request, out_folder=out_folder, device=device, max_unscored=0.0, dry_run=dry_run, as_json=as_json)
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="A checkpoint folder, or a run folder.")],
+    evaluators: Evaluators,
+    method: Annotated[
+        str | None, typer.Option("--method", help="What trained it; needed for checkpoints outside a run folder.")
+    ] = None,
+    seed: Seeds = "0",
+    overrides: Overrides = None,
+    limit: Limit = None,
+    out_folder: OutFolder = Path("runs"),
+    device: Device = "auto",
+    max_unscored: MaxUnscored = 0.0,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a checkpoint."""
+    from segros_eval.plan import Request
+
+    folder = _checkpoint_in(checkpoint)
+    request = Request(
+        methods=(method or _method_of(folder),),
+        backbones=(_backbone_of(folder),),
+        evaluators=names(evaluators),
+        seeds=seeds_of(seed),
+        overrides=tuple(overrides or ()),
+        limit=limit,
+        checkpoint=folder,
+    )
+    carry_out(
+        request, out_folder=out_folder, device=device, max_unscored=max_unscored, dry_run=dry_run, as_json=as_json
+    )
+
+
+def carry_out(
+    request: Request, *, out_folder: Path, device: str, max_unscored: float, dry_run: bool, as_json: bool
+) -> None:
+    """Plan a request, check it, carry it out and show the numbers.
+
+    Raises:
+        PrerequisiteError: If the request names what does not exist.
+        typer.Exit: With 2 where something is missing, 1 where a cell failed or too much is unscored.
+    """
+    from segros_eval.catalog import load_catalog
+    from segros_eval.display import show_plan, show_problems
+    from segros_eval.plan import make_plan
+    from segros_eval.preflight import check_plan
+
+    _check_not_empty(request)
+    plan = make_plan(load_catalog(), request)
+    problems = check_plan(plan, out=out_folder, device=device)
+    if dry_run:
+        if as_json:
+            write_document({"plan": _plan_document(plan), "missing": [str(problem) for problem in problems]})
+            return
+        out().print(show_plan(plan), *([show_problems(problems)] if problems else ["Nothing is missing."]), sep="\n")
+        return
+    if problems:
+        if as_json:
+            write_document({"cells": [], "missing": [str(problem) for problem in problems]})
+        err().print(show_problems(problems))
+        raise typer.Exit(UNUSABLE)
+    _run(plan, out_folder=out_folder, device=device, max_unscored=max_unscored, as_json=as_json)
+
+
+def _run(plan: RunPlan, *, out_folder: Path, device: str, max_unscored: float, as_json: bool) -> None:
+    from segros_eval.display import show_outcomes
+    from segros_eval.leaderboard import load_results, render
+    from segros_eval.reference import load_reference
+    from segros_eval.runner import run_plan
+    from segros_train.files import replace_file
+
+    listener = RichListener()
+    outcomes = run_plan(plan, out=out_folder, device=device, listener=listener)
+    reference = load_reference()
+    leaderboard = out_folder / "leaderboard.md"
+    if any(outcome.result for outcome in outcomes):
+        page = render(load_results(out_folder), reference, fmt="md")
+        replace_file(leaderboard, partial(_write, text=page))
+    if as_json:
+        write_document({"cells": [_outcome_document(outcome) for outcome in outcomes]})
+    else:
+        out().print(show_outcomes(outcomes, reference))
+        _show_files(outcomes, leaderboard)
+    if not all(_acceptable(outcome, max_unscored) for outcome in outcomes):
+        raise typer.Exit(FAILED)
+
+
+def _write(path: Path, *, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _acceptable(outcome: Outcome, max_unscored: float) -> bool:
+    if outcome.failure:
+        return False
+    return outcome.cell is None or outcome.unscored_share <= max_unscored
+
+
+def _show_files(outcomes: list[Outcome], leaderboard: Path) -> None:
+    console = out()
+    if any(outcome.result for outcome in outcomes):
+        console.print(f"Leaderboard: {leaderboard}", soft_wrap=True)
+    folders = list(dict.fromkeys(outcome.folder for outcome in outcomes))
+    console.print("Runs: " + ("\n      ".join(str(folder) for folder in folders)), soft_wrap=True)
+
+
+def _outcome_document(outcome: Outcome) -> dict[str, Any]:
+    from segros_eval.store import result_to_json
+
+    document: dict[str, Any] = {
+        "method": outcome.stage.task.name,
+        "backbone": outcome.stage.card.name,
+        "evaluator": outcome.cell.task.name if outcome.cell else None,
+        "status": "failed" if outcome.failure else "scored" if outcome.result else "trained",
+        "reused": outcome.reused,
+        "folder": str(outcome.folder),
+        "failure": outcome.failure or None,
+    }
+    return {**(result_to_json(outcome.result) if outcome.result else {}), **document}
+
+
+def _plan_document(plan: RunPlan) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from segros_eval.fingerprint import plain
+    from segros_eval.preflight import estimate
+
+    return [{**plain(stage), "folder": stage.folder, "cost": asdict(estimate(stage))} for stage in plan.stages]
+
+
+def _check_not_empty(request: Request) -> None:
+    for option, given in (("--method", request.methods), ("--backbone", request.backbones)):
+        if not given:
+            raise PrerequisiteError(f"{option} names nothing. `segros list` shows what there is.")
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    """Return a checkpoint's folder: the one named, or the newest of the run folder named."""
+    if (folder / "config.json").is_file():
+        return folder
+    for below in (folder / "train" / "checkpoints", folder / "checkpoints", folder):
+        found = sorted(path.parent for path in below.glob("step-*/config.json"))
+        if found:
+            return found[-1]
+    raise PrerequisiteError(
+        f"There is no checkpoint in {folder}: it has no config.json. "
+        "Name a folder that `segros train` wrote, e.g. runs/<run>/train/checkpoints/<step>, or a run folder."
+    )
+
+
+def _backbone_of(checkpoint: Path) -> str:
+    config = _json(checkpoint / "config.json")
+    name = config.get("card") or config.get("name")
+    if not isinstance(name, str):
+        raise PrerequisiteError(
+            f"{checkpoint / 'config.json'} names no backbone: it was not written by segros. "
+            "Published weights belong into the folder that `segros doctor` names."
+        )
+    return name
+
+
+def _method_of(checkpoint: Path) -> str:
+    for folder in checkpoint.resolve().parents[:3]:
+        if (folder / "plan.json").is_file():
+            return str(_json(folder / "plan.json")["task"]["name"])
+    raise PrerequisiteError(f"{checkpoint} lies in no run folder. Say with --method what trained it.")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PrerequisiteError(f"Cannot read {path}: {error}. Take another checkpoint.") from error
+    if not isinstance(value, dict):
+        raise PrerequisiteError(f"{path} is not what segros wrote. Take another checkpoint.")
+    return value

@@ -1,0 +1,149 @@
+"""Tables on a terminal: the plan before a run, the numbers after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from segros_eval.evaluators import Result
+from segros_eval.plan import RunPlan
+from segros_eval.preflight import GIB, Cost, Problem, estimate
+from segros_eval.reference import Column, PublishedRow, Reference
+from segros_eval.runner import Outcome
+
+__all__ = ["show_outcomes", "show_plan", "show_problems"]
+
+WORLDS = {"photo": "photographs", "shapes": "the embedded world of shapes"}
+MISSING = "–"
+
+
+def show_plan(plan: RunPlan) -> RenderableType:
+    """Return a plan as a table: one row per model, with what it takes."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("Method", "Backbone"):
+        table.add_column(name, no_wrap=True)
+    for name in ("Seed", "Updates", "Micro-steps", "Samples", "Evaluations", "Disk"):
+        table.add_column(name, justify="left" if name == "Evaluations" else "right")
+    total = 0
+    for stage in plan.stages:
+        cost = estimate(stage)
+        total += cost.disk_bytes
+        training = (cost.num_updates, cost.num_micro_steps, cost.num_samples)
+        counts = [f"{number:,}" if stage.trains else MISSING for number in training]
+        evaluations = _evaluations([cell.task.name for cell in stage.cells], cost)
+        table.add_row(
+            stage.task.name, stage.card.name, str(stage.seed), *counts, evaluations, f"{cost.disk_bytes / GIB:.2f} GiB"
+        )
+    footer = f"{len(plan.stages)} runs, {sum(len(stage.cells) for stage in plan.stages)} cells, {total / GIB:.2f} GiB"
+    return Group(table, Text(footer, style="dim"))
+
+
+def _evaluations(names: Sequence[str], cost: Cost) -> str:
+    counted = zip(names, cost.num_responses, strict=True)
+    return ", ".join(f"{name} ({'? ' if count is None else f'{count:,} '}items)" for name, count in counted) or MISSING
+
+
+def show_problems(problems: Sequence[Problem]) -> RenderableType:
+    """Return what is missing as a list, each with its remedy."""
+    lines = [Text.assemble(("• ", "bold red"), problem.what, ". ", (problem.remedy, "dim")) for problem in problems]
+    return Group(Text(f"Missing ({len(problems)}):", style="bold"), *lines)
+
+
+def show_outcomes(outcomes: Sequence[Outcome], reference: Reference) -> RenderableType:
+    """Return the numbers, one table per evaluation and world, in the structure of the paper."""
+    parts: list[RenderableType] = []
+    scored = [outcome for outcome in outcomes if outcome.result is not None]
+    groups = dict.fromkeys((outcome.result.evaluator, outcome.result.world) for outcome in scored if outcome.result)
+    for evaluator, world in groups:
+        group = [
+            outcome
+            for outcome in scored
+            if outcome.result and (outcome.result.evaluator, outcome.result.world) == (evaluator, world)
+        ]
+        parts += [_results_table(group, reference), *_notes(group, world)]
+    failed = [outcome for outcome in outcomes if outcome.failure]
+    for outcome in failed:
+        what = f"{outcome.stage.folder}, {outcome.cell.task.name}" if outcome.cell else outcome.stage.folder
+        parts.append(Text.assemble(("failed  ", "bold red"), f"{what}: {outcome.failure}"))
+    return Group(*parts)
+
+
+def _results_table(outcomes: Sequence[Outcome], reference: Reference) -> Table:
+    results = [outcome.result for outcome in outcomes if outcome.result is not None]
+    stage, cell = outcomes[0].stage, outcomes[0].cell
+    columns = _columns(results[0], reference)
+    many_backbones = len({result.backbone for result in results}) > 1
+    many_seeds = len({result.seeds for result in results}) > 1
+    title = cell.task.title if cell else ""
+    title += "" if many_backbones else f" of {stage.card.title}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold", title_justify="left")
+    for name in ("Backbone",) * many_backbones + ("Method",) + ("Seed",) * many_seeds:
+        table.add_column(name, no_wrap=True)
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    for name in ("95% interval", "n", "Unscored"):
+        table.add_column(name, justify="right", no_wrap=True)
+    best = max((result.metrics[result.headline] or 0.0 for result in results), default=0.0)
+    for outcome, result in zip(outcomes, results, strict=True):
+        lead = [outcome.stage.card.title] * many_backbones + [outcome.stage.task.title]
+        lead += [", ".join(map(str, result.seeds))] * many_seeds
+        table.add_row(*lead, *_measured(result, columns, best=best if len(results) > 1 else None))
+        for row in _printed(result, reference):
+            cells = [_number(row.cells[column.key].value) for column in columns]
+            empty = [""] * (len(lead) - 1 - many_backbones)
+            table.add_row(*[""] * many_backbones, "  published", *empty, *cells, "", "", "", style="dim italic")
+    return table
+
+
+def _columns(result: Result, reference: Reference) -> list[Column]:
+    """Return the paper's columns of an evaluation; all metrics where the paper has none."""
+    printed = [
+        column
+        for table in reference.tables
+        if table.name in ("generation", "understanding")
+        for column in table.columns
+        if column.evaluator == result.evaluator and column.metric in result.metrics
+    ]
+    return printed or [Column(key=f"{result.evaluator}/{name}", title=name) for name in result.metrics]
+
+
+def _measured(result: Result, columns: Sequence[Column], *, best: float | None) -> Iterator[Text]:
+    for column in columns:
+        value = result.metrics[column.metric]
+        is_best = column.metric == result.headline and value is not None and value == best
+        yield Text(_number(value), style="bold" if is_best else "")
+    interval = result.intervals.get(result.headline)
+    yield Text(f"{interval.low:.1f} – {interval.high:.1f}" if interval else MISSING)
+    yield Text(f"{result.num_samples:,}")
+    yield Text(f"{result.num_unscored:,}", style="bold red" if result.num_unscored else "")
+
+
+def _printed(result: Result, reference: Reference) -> list[PublishedRow]:
+    """Return the published row of a result's backbone and method, where its world is the paper's."""
+    if result.world != "photo":
+        return []
+    tables = [table for table in reference.tables if table.name in ("generation", "understanding")]
+    rows = [table.row(result.backbone, result.method) for table in tables]
+    return [row for row in rows if row is not None and any(key.startswith(result.evaluator) for key in row.cells)]
+
+
+def _number(value: float | str | None) -> str:
+    return f"{value:.1f}" if isinstance(value, (int, float)) else value or MISSING
+
+
+def _notes(outcomes: Sequence[Outcome], world: str) -> Iterator[Text]:
+    results = [outcome.result for outcome in outcomes if outcome.result is not None]
+    first = results[0]
+    about = f"World: {WORLDS[world]}. Protocol: {first.protocol}."
+    estimators = dict.fromkeys(interval.estimator for result in results for interval in result.intervals.values())
+    if estimators:
+        about += f" Interval of {first.headline}: {next(iter(estimators))}."
+    if world != "photo":
+        about += " Not comparable with published numbers."
+    if any(result.provenance.get("subset") for result in results):
+        about += f" A subset: {first.provenance.get('limit')} prompts."
+    yield Text(about, style="dim")

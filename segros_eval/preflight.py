@@ -1,0 +1,248 @@
+"""Find everything a plan lacks before the first expensive second, each with its remedy, and estimate its cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from segros_eval.plan import Cell, RunPlan, Stage
+from segros_eval.respond import ask
+from segros_eval.toolbox import missing_tool
+from segros_train.backbones import SHIPPED_WEIGHTS
+from segros_train.errors import PrerequisiteError
+from segros_train.files import segros_home
+from segros_train.types import BackboneCard, DataCard
+
+__all__ = ["Cost", "Problem", "check_plan", "estimate", "located", "missing_data", "missing_weights"]
+
+BYTES_PER_PIXEL = 1.5
+"""Of a PNG, generously: photographs take about 1.4, scenes of the embedded world 0.6."""
+STATES_PER_WEIGHT = 3
+"""A float32 weight in training state: itself and AdamW's two moments."""
+CHECKPOINTS_KEPT = 2
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something missing.
+
+    Attributes:
+        what: What was asked and what was found.
+        remedy: What to do.
+    """
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.remedy}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a stage takes.
+
+    Attributes:
+        num_responses: Images or answers per evaluation; None where the data to count them is missing.
+        num_updates: Updates of training.
+        num_micro_steps: Micro-steps of training.
+        num_samples: Captioned images and dialogues seen in training.
+        disk_bytes: Images and checkpoints, as far as known.
+    """
+
+    num_responses: tuple[int | None, ...]
+    num_updates: int
+    num_micro_steps: int
+    num_samples: int
+    disk_bytes: int
+
+
+def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
+    """Return everything that would stop the plan, without repeats.
+
+    Args:
+        plan: What will be done.
+        out: Folder of run folders.
+        device: Torch device, or `"auto"`.
+    """
+    problems = [*_unwritable(out), *_device(device)]
+    for stage in plan.stages:
+        if stage.checkpoint is None:
+            problems += missing_weights(stage.card)
+        if stage.data is not None:
+            problems += missing_data(stage.data)
+        for cell in stage.cells:
+            problems += _evaluation(stage, cell)
+    problems += _too_big(plan, out)
+    return list(dict.fromkeys(problems))
+
+
+def estimate(stage: Stage) -> Cost:
+    """Return what a stage takes."""
+    counts = tuple(_num_responses(stage, cell) for cell in stage.cells)
+    num_images = max((count for count in counts if count), default=0)
+    disk = int(num_images * stage.card.image_size_px**2 * BYTES_PER_PIXEL)
+    recipe = stage.recipe
+    if recipe is None:
+        return Cost(counts, 0, 0, 0, disk)
+    per_micro_step = recipe.batch_size
+    if recipe.i2t_weight > 0:
+        per_micro_step += recipe.i2t_batch_size or recipe.batch_size
+    disk += (num_weights(stage.card) or 0) * 4 * (STATES_PER_WEIGHT + 1) * CHECKPOINTS_KEPT
+    return Cost(counts, recipe.optimizer_steps, recipe.micro_steps, recipe.micro_steps * per_micro_step, disk)
+
+
+def missing_weights(card: BackboneCard) -> list[Problem]:
+    """Return what a backbone's weights lack."""
+    if not card.weights:
+        folder = SHIPPED_WEIGHTS / card.name
+        if (folder / "config.json").is_file():
+            return []
+        return [
+            Problem(f"The weights of {card.name} should come with segros, {folder} lacks them", "Install it again.")
+        ]
+    family = importlib.import_module(f"segros_train.backbones.{card.family}")
+    lacking = family.missing_weights(card, None)
+    return [Problem(f"Weights of {card.name} are missing: {text.rstrip('.')}", _fetch_hint(card)) for text in lacking]
+
+
+def _fetch_hint(card: BackboneCard) -> str:
+    return f"Put the file into {segros_home() / 'weights' / card.name}, or fetch it with `hf download`."
+
+
+def missing_data(card: DataCard) -> list[Problem]:
+    """Return what training data lacks on this machine."""
+    problems = []
+    for source in (card.generation, card.instruction):
+        kind, _, place = (source or "shapes").partition(":")
+        if kind == "shapes":
+            continue
+        if kind == "hub":
+            folder = _hub_cache() / f"datasets--{place.replace('/', '--')}"
+            remedy = f"Fetch it: hf download --repo-type dataset {place}."
+        else:
+            folder = _data_folder(place)
+            remedy = f"Put it there, or choose other data with --data. {card.notes}".strip()
+        if not folder.is_dir():
+            problems.append(Problem(f"Training data {card.name} ({source}) is missing: no folder {folder}", remedy))
+    return problems
+
+
+def located(source: str) -> str:
+    """Return a source of training data with its folder spelled out: as named, else below `$SEGROS_HOME/data`."""
+    kind, colon, place = source.partition(":")
+    return source if not colon or kind == "hub" else f"{kind}:{_data_folder(place)}"
+
+
+def _data_folder(name: str) -> Path:
+    path = Path(name).expanduser()
+    return path if path.is_absolute() or path.is_dir() else segros_home() / "data" / name
+
+
+def num_weights(card: BackboneCard) -> int | None:
+    """Return the number of weights of a backbone whose weights are shipped, None where it is not known."""
+    files = sorted((SHIPPED_WEIGHTS / card.name).glob("*.safetensors"))
+    return sum(_num_numbers(path) for path in files) if files else None
+
+
+def _num_numbers(path: Path) -> int:
+    """Count the numbers in a safetensors file by its header alone."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    total = 0
+    for name, entry in header.items():
+        size = 1
+        for side in entry.get("shape", ()):
+            size *= side
+        total += size if name != "__metadata__" else 0
+    return total
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _evaluation(stage: Stage, cell: Cell) -> Iterator[Problem]:
+    lacking = missing_tool(cell.task, stage.card.world)
+    if lacking is not None:
+        yield Problem(lacking, "Use a backbone of the embedded world, e.g. harmon-tiny.")
+    try:
+        if not ask(stage, cell):
+            yield Problem(f"{cell.task.title} has nothing to ask", "Raise --limit.")
+    except PrerequisiteError as error:
+        what, _, remedy = str(error).rstrip(".").partition(". ")
+        yield Problem(what, f"{remedy}." if remedy else "")
+
+
+def _num_responses(stage: Stage, cell: Cell) -> int | None:
+    try:
+        return len(ask(stage, cell))
+    except PrerequisiteError:
+        return None
+
+
+def _unwritable(out: Path) -> Iterator[Problem]:
+    folder = out
+    while not folder.exists():
+        folder = folder.parent
+    remedy = "Choose another folder with --out, or mend its rights."
+    if not folder.is_dir():
+        yield Problem(f"Cannot write to {out}: {folder} is a file", remedy)
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        yield Problem(f"Cannot write to {out}: {error.strerror}", remedy)
+
+
+def _device(device: str) -> Iterator[Problem]:
+    if device in ("auto", "cpu"):
+        return
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        yield Problem(f"--device takes auto, cpu or cuda, found {device!r}", "Leave it out to take the best there is.")
+        return
+    if kind == "cuda" and not torch.cuda.is_available():
+        yield Problem("--device cuda: torch finds no CUDA device here", "Use --device cpu, or mend the driver.")
+
+
+def _too_big(plan: RunPlan, out: Path) -> Iterator[Problem]:
+    folder = out
+    while not folder.is_dir():
+        folder = folder.parent
+    needed, free = sum(estimate(stage).disk_bytes for stage in plan.stages), shutil.disk_usage(folder).free
+    if needed > free:
+        yield Problem(
+            f"The run writes about {needed / GIB:.1f} GiB, {out} has {free / GIB:.1f} GiB free",
+            "Free space, or choose another folder with --out.",
+        )
+    weights = max((num_weights(stage.card) or 0 for stage in plan.stages if stage.trains), default=0)
+    needed, total = weights * 4 * (STATES_PER_WEIGHT + 1), _memory_bytes()
+    if total is not None and needed > total:
+        yield Problem(
+            f"Training takes at least {needed / GIB:.1f} GiB of memory, this machine has {total / GIB:.1f} GiB",
+            "Choose a smaller backbone or another machine.",
+        )
+
+
+def _memory_bytes() -> int | None:
+    """Return the memory of this machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None

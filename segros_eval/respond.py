@@ -1,0 +1,178 @@
+"""From samples to responses: batched, resumable, sharded by item.
+
+A response that is already in the store is not made again. Where a backbone refuses one item (`ValueError`: a prompt
+it cannot take), that item is left without a response and the reason is kept; anything else is a fault of the program
+or of the machine and stops the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from segros_eval.evaluators import Sample
+from segros_eval.store import AnswerStore, ImageStore, UnreadableImageError, read_image
+from segros_train.errors import PrerequisiteError
+from segros_train.files import segros_home
+
+if TYPE_CHECKING:
+    from segros_eval.plan import Cell, Stage
+    from segros_train.backbone import Backbone
+    from segros_train.types import GenerationSettings
+
+__all__ = ["Shard", "answer_questions", "ask", "draw_images", "thin"]
+
+Item = TypeVar("Item")
+Advance = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """The part of the items that one process takes: every `num_ranks`-th from `rank` on."""
+
+    rank: int = 0
+    num_ranks: int = 1
+
+    def of(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return this process's items."""
+        return items[self.rank :: self.num_ranks]
+
+
+def ask(stage: Stage, cell: Cell) -> list[Sample]:
+    """Return what one evaluation asks of one model.
+
+    Raises:
+        PrerequisiteError: If the evaluation's data is missing.
+    """
+    data = segros_home() / "data" / cell.task.data if cell.task.data and stage.card.world == "photo" else None
+    return thin(list(cell.task.evaluator.samples(stage.card.world, data, (stage.seed,))), cell.limit)
+
+
+def thin(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """Keep the samples of `limit` prompts, spread evenly, so that every category stays in proportion."""
+    clusters = list(dict.fromkeys(sample.cluster_id for sample in samples))
+    if limit is None or limit >= len(clusters):
+        return list(samples)
+    kept = {clusters[index * len(clusters) // limit] for index in range(limit)}
+    return [sample for sample in samples if sample.cluster_id in kept]
+
+
+def draw_images(
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    store: ImageStore,
+    *,
+    settings: GenerationSettings,
+    advance: Advance,
+    shard: Shard = Shard(),
+) -> dict[str, str]:
+    """Draw the images that `store` lacks.
+
+    Args:
+        backbone: What draws.
+        samples: What to draw.
+        store: Where images lie and go.
+        settings: Sampling settings.
+        advance: Told how many images are there, as they come.
+        shard: This process's part.
+
+    Returns:
+        Why an image could not be drawn, by item id.
+
+    Raises:
+        PrerequisiteError: If the device's memory does not hold a batch.
+    """
+
+    def draw(batch: Sequence[Sample]) -> Iterator[None]:
+        images = backbone.generate(
+            [sample.prompt for sample in batch], seeds=[sample.seed for sample in batch], settings=settings
+        )
+        for sample, image in zip(batch, images, strict=True):
+            store.put(sample, image)
+            yield
+
+    wanted = shard.of(list({store.path(sample): sample for sample in samples}.values()))
+    return _respond(wanted, store.missing(wanted), draw, batch_size=settings.batch_size, advance=advance)
+
+
+def answer_questions(
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    store: AnswerStore,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    advance: Advance,
+    shard: Shard = Shard(),
+) -> dict[str, str]:
+    """Answer the questions that `store` lacks.
+
+    Args:
+        backbone: What answers.
+        samples: What to answer.
+        store: Where answers lie and go.
+        max_new_tokens: Largest length of an answer.
+        batch_size: Questions answered at once.
+        advance: Told how many answers are there, as they come.
+        shard: This process's part.
+
+    Returns:
+        Why a question could not be answered, by item id.
+    """
+
+    def answer(batch: Sequence[Sample]) -> Iterator[None]:
+        images = [[read_image(Path(path)) for path in sample.images] for sample in batch]
+        questions = [sample.prompt for sample in batch]
+        answers = backbone.answer(images, questions, max_new_tokens=max_new_tokens)
+        for sample, text in zip(batch, answers, strict=True):
+            store.put(sample, text)
+            yield
+
+    wanted = shard.of(samples)
+    return _respond(wanted, store.missing(wanted), answer, batch_size=batch_size, advance=advance)
+
+
+def _respond(
+    wanted: Sequence[Sample],
+    pending: Sequence[Sample],
+    make: Callable[[Sequence[Sample]], Iterator[None]],
+    *,
+    batch_size: int,
+    advance: Advance,
+) -> dict[str, str]:
+    """Make the pending responses batch by batch; `make` yields once per response it has stored."""
+    advance(len(wanted) - len(pending))
+    refused: dict[str, ValueError | UnreadableImageError] = {}
+    for start in range(0, len(pending), batch_size):
+        for part in _parts(pending[start : start + batch_size], make, advance):
+            refused.update(part)
+        if len(refused) == len(wanted) or (len(refused) == batch_size and start == 0 and len(wanted) == len(pending)):
+            # Not one response has come: the fault is not the items'.
+            raise next(iter(refused.values()))
+    return {item_id: str(error) for item_id, error in refused.items()}
+
+
+def _parts(
+    batch: Sequence[Sample], make: Callable[[Sequence[Sample]], Iterator[None]], advance: Advance
+) -> Iterator[dict[str, ValueError | UnreadableImageError]]:
+    """Make a batch; where it is refused, make the rest of it one by one and yield the items refused alone."""
+    import torch
+
+    num_made = 0
+    try:
+        for _ in make(batch):
+            num_made += 1
+            advance(1)
+    except (ValueError, UnreadableImageError) as error:
+        if len(batch) == 1:
+            yield {batch[0].item_id: error}
+            return
+        for sample in batch[num_made:]:
+            yield from _parts([sample], make, advance)
+    except torch.OutOfMemoryError as error:
+        raise PrerequisiteError(
+            f"The device has not enough memory for {len(batch)} responses at once. "
+            f"Take fewer: --set settings.batch_size={max(1, len(batch) // 2)}."
+        ) from error

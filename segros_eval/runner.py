@@ -1,0 +1,334 @@
+"""Carry out a plan: train, respond, score, sum up; each phase through files, so that any can be repeated.
+
+A run folder holds `plan.json`, `train/` (metrics and checkpoints), `responses/` (images shared by every evaluator,
+answers by evaluator) and `evals/<evaluator>/` (scores and result). What is finished under its key is not done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segros_eval.evaluators import EvalTask, Result, Sample, Score
+from segros_eval.fingerprint import plain, weights_digest
+from segros_eval.lock import held
+from segros_eval.plan import Cell, RunPlan, Stage
+from segros_eval.preflight import located
+from segros_eval.progress import Listener, Tell
+from segros_eval.provenance import software
+from segros_eval.respond import answer_questions, ask, draw_images
+from segros_eval.store import AnswerStore, ImageStore, read_result, write_result, write_scores
+from segros_eval.toolbox import open_tools
+from segros_train.errors import PrerequisiteError
+from segros_train.files import write_json
+
+if TYPE_CHECKING:
+    from segros_train.backbone import Backbone
+    from segros_train.loop import StepReport
+
+__all__ = ["Outcome", "run_plan", "train_stage"]
+
+SCORED_AT_ONCE = 128
+DATA_SEED = 0
+"""Seed of embedded training data: fixed, so that the runs of several seeds train on the same set."""
+MAX_NEW_TOKENS = 32
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How one cell, or one training without evaluations, ended.
+
+    Attributes:
+        stage: The model.
+        cell: The evaluation; None where there was only training to do.
+        folder: The run folder.
+        result: The numbers; None where it failed.
+        failure: Why it failed; empty where it did not.
+        reused: Whether the result was there already.
+    """
+
+    stage: Stage
+    cell: Cell | None
+    folder: Path
+    result: Result | None = None
+    failure: str = ""
+    reused: bool = False
+
+    @property
+    def unscored_share(self) -> float:
+        """Share of the items without a value."""
+        if self.result is None:
+            return 1.0
+        total = self.result.num_samples + self.result.num_unscored
+        return self.result.num_unscored / total if total else 1.0
+
+
+def run_plan(plan: RunPlan, *, out: Path, device: str, listener: Listener) -> list[Outcome]:
+    """Carry out a plan, stage by stage.
+
+    A stage or cell that fails for a reason in the user's world is recorded, and the others go on.
+
+    Args:
+        plan: What to do.
+        out: Folder of run folders.
+        device: Torch device, or `"auto"`.
+        listener: Told of the progress.
+
+    Raises:
+        PrerequisiteError: If another process works in one of the run folders.
+    """
+    with ExitStack() as locks:
+        for stage in plan.stages:
+            locks.enter_context(held(out / stage.folder))
+        return [outcome for stage in plan.stages for outcome in _run_stage(stage, out / stage.folder, device, listener)]
+
+
+def _run_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> list[Outcome]:
+    write_json(folder / "plan.json", plain(stage))
+    kept = {cell.key: _finished(folder, cell) for cell in stage.cells}
+    if stage.cells and all(kept.values()):
+        return [Outcome(stage, cell, folder, kept[cell.key], reused=True) for cell in stage.cells]
+    try:
+        model = _Model(stage, folder, device, listener)
+    except PrerequisiteError as error:
+        listener.note(f"{stage.folder}: {error}")
+        return [Outcome(stage, cell, folder, failure=str(error)) for cell in stage.cells or (None,)]
+    outcomes = [_run_cell(model, cell, kept[cell.key]) for cell in stage.cells]
+    return outcomes or [Outcome(stage, None, folder)]
+
+
+def _finished(folder: Path, cell: Cell) -> Result | None:
+    """Return the result that is there under the cell's key, every item scored."""
+    path = folder / "evals" / cell.task.name / "result.json"
+    if not path.is_file():
+        return None
+    result = read_result(path)
+    return result if result.key == cell.key and result.num_unscored == 0 else None
+
+
+class _Model:
+    """A stage's weights, trained and loaded."""
+
+    def __init__(self, stage: Stage, folder: Path, device: str, listener: Listener) -> None:
+        self.stage, self.folder, self.listener = stage, folder, listener
+        self.device = best_device(device)
+        self.training: dict[str, Any] = {}
+        source = stage.checkpoint
+        if stage.trains:
+            source, self.training = train_stage(stage, folder, self.device, listener)
+        self.source = source
+        self._backbone: Backbone | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The weights in memory, loaded when first asked for."""
+        if self._backbone is None:
+            self._backbone = load_backbone(self.stage, self.source, self.device)
+            self._backbone.eval()
+        return self._backbone
+
+
+def best_device(device: str) -> str:
+    """Return the device that `"auto"` stands for: CUDA where there is one."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_backbone(stage: Stage, source: Path | None, device: str) -> Backbone:
+    """Load a stage's weights: a checkpoint follows its own record, a base the stage's attention.
+
+    Raises:
+        PrerequisiteError: If weights are missing, foreign or damaged.
+    """
+    from segros_train import backbones
+    from segros_train.backbone import Realisation
+
+    backbone = backbones.load(stage.card, source=source, device=device)
+    if source is None:
+        backbone.realise(Realisation(attention=stage.task.attention, hint_slot=stage.task.hint_slot))
+    return backbone
+
+
+def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> tuple[Path, dict[str, Any]]:
+    """Train a stage, or find it trained.
+
+    Returns:
+        The last checkpoint, and what training took.
+
+    Raises:
+        PrerequisiteError: If weights or data are missing, or the loss is not finite.
+    """
+    from segros_train.checkpoint import newest_checkpoint
+    from segros_train.data.generation import open_generation
+    from segros_train.data.instruction import open_instruction
+    from segros_train.loop import train
+
+    assert stage.recipe is not None and stage.data is not None and stage.task.method is not None
+    done = newest_checkpoint(folder / "train" / "checkpoints")
+    if done is not None and done.progress.finished:
+        return done.path, {"seconds": done.progress.seconds, "num_samples": done.progress.num_samples}
+    source = stage.data.instruction if stage.recipe.i2t_weight > 0 else None
+    generation = open_generation(located(stage.data.generation), seed=DATA_SEED)
+    instruction = open_instruction(located(source), seed=DATA_SEED) if source is not None else None
+    with listener.phase(f"train  {_title(stage)}", stage.recipe.optimizer_steps) as tell:
+        outcome = train(
+            load_backbone(stage, None, device),
+            stage.task.method,
+            recipe=stage.recipe,
+            generation=generation,
+            instruction=instruction,
+            directory=folder / "train",
+            seed=stage.seed,
+            report=_Steps(tell),
+        )
+    return outcome.checkpoint, {"seconds": outcome.seconds, "num_samples": outcome.num_samples}
+
+
+class _Steps:
+    """Turn reports of the training loop into progress, the steps of an earlier start included."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell, self.step = tell, 0
+
+    def __call__(self, report: StepReport) -> None:
+        note = (
+            f"loss {report.loss:.3f}  {report.steps_per_second:.2f} steps/s  {report.samples_per_second:.0f} samples/s"
+        )
+        self.tell(report.step - self.step, note)
+        self.step = report.step
+
+
+def _title(stage: Stage) -> str:
+    return f"{stage.task.name} on {stage.card.name}, seed {stage.seed}"
+
+
+def _run_cell(model: _Model, cell: Cell, kept: Result | None) -> Outcome:
+    stage, folder = model.stage, model.folder
+    if kept is not None:
+        return Outcome(stage, cell, folder, kept, reused=True)
+    try:
+        return Outcome(stage, cell, folder, _evaluate(model, cell))
+    except PrerequisiteError as error:
+        model.listener.note(f"{stage.folder}, {cell.task.name}: {error}")
+        return Outcome(stage, cell, folder, failure=str(error))
+
+
+def _evaluate(model: _Model, cell: Cell) -> Result:
+    stage, task = model.stage, cell.task
+    began = time.monotonic()
+    samples = ask(stage, cell)
+    tools = open_tools(task, stage.card.world)
+    responses, refused = _respond(model, task, samples)
+    drawn = time.monotonic()
+    scores: list[Score] = []
+    with model.listener.phase(f"score  {task.name}: {_title(stage)}", len(samples)) as tell:
+        for part, answers in _windows(samples, responses):
+            scores += task.evaluator.score(part, answers, tools)
+            tell(len(part))
+    scores = [_explained(score, refused) for score in scores]
+    seconds = {"respond": round(drawn - began, 2), "score": round(time.monotonic() - drawn, 2)}
+    result = _result(model, cell, scores, seconds)
+    place = model.folder / "evals" / task.name
+    write_scores(place / "scores.jsonl", scores)
+    write_result(place / "result.json", result)
+    return result
+
+
+def _respond(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, str]]:
+    """Return a response per sample, None where there is none, and why by item id."""
+    stage = model.stage
+    place = model.folder / "responses"
+    verb = "draw" if task.kind == "image" else "answer"
+    with model.listener.phase(f"{verb}  {task.name}: {_title(stage)}", len(samples)) as tell:
+        if task.kind == "image":
+            images = ImageStore(place / "images", settings=stage.settings, backbone_key=stage.key)
+            refused = {}
+            if images.missing(samples):
+                refused = draw_images(model.backbone, samples, images, settings=stage.settings, advance=tell)
+            return [images.path(sample) if images.has(sample) else None for sample in samples], refused
+        max_new_tokens = getattr(task.evaluator, "max_new_tokens", MAX_NEW_TOKENS)
+        answers = AnswerStore(
+            place / f"{task.name}.jsonl", backbone_key=stage.key, settings={"max_new_tokens": max_new_tokens}
+        )
+        refused = answer_questions(
+            model.backbone,
+            samples,
+            answers,
+            max_new_tokens=max_new_tokens,
+            batch_size=stage.settings.batch_size,
+            advance=tell,
+        )
+        return [answers.get(sample) for sample in samples], refused
+
+
+def _windows(samples: Sequence[Sample], responses: Sequence[Any]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
+    for start in range(0, len(samples), SCORED_AT_ONCE):
+        window = slice(start, start + SCORED_AT_ONCE)
+        yield samples[window], responses[window]
+
+
+def _explained(score: Score, refused: dict[str, str]) -> Score:
+    """Say of an item without a response why the backbone refused it."""
+    if score.status != "unscored" or score.item_id not in refused:
+        return score
+    return dataclasses.replace(score, reason=f"{score.reason}: {refused[score.item_id]}".lstrip(": "))
+
+
+def _result(model: _Model, cell: Cell, scores: Sequence[Score], seconds: dict[str, float]) -> Result:
+    stage, evaluator = model.stage, cell.task.evaluator
+    return Result(
+        method=stage.task.name,
+        backbone=stage.card.name,
+        evaluator=cell.task.name,
+        metrics=evaluator.aggregate(scores),
+        intervals=evaluator.intervals(scores),
+        num_samples=sum(score.value is not None for score in scores),
+        num_unparsed=sum(score.status == "unparsed" for score in scores),
+        num_unscored=sum(score.status == "unscored" for score in scores),
+        seeds=(stage.seed,),
+        protocol=evaluator.protocol,
+        world=stage.card.world,
+        key=cell.key,
+        provenance=_provenance(model, cell, seconds),
+    )
+
+
+def _provenance(model: _Model, cell: Cell, seconds: dict[str, float]) -> dict[str, Any]:
+    stage = model.stage
+    recipe = stage.recipe
+    return {
+        **software(),
+        "run": stage.folder,
+        "stage_key": stage.key,
+        "device": _device_name(model.device),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": plain(stage.task),
+        "weights": weights_digest(stage.card, model.source),
+        "data": stage.data.name if stage.data else None,
+        "recipe": plain(recipe),
+        "optimizer_steps": recipe.optimizer_steps if recipe else 0,
+        "micro_steps": recipe.micro_steps if recipe else 0,
+        "training": model.training,
+        "settings": plain(stage.settings),
+        "evaluator": plain(cell.task.evaluator),
+        "subset": cell.limit is not None,
+        "limit": cell.limit,
+        "seconds": seconds,
+    }
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
