@@ -17,7 +17,7 @@ from segros_eval.evaluators import Result
 from segros_eval.reference import Reference, load_reference
 from segros_eval.rendering import render_csv, render_html, render_json, render_markdown, sheet_markdown
 from segros_eval.sheets import Sheet, sheets_of
-from segros_eval.standings import PUBLISHED_WORLD, Row, build_standings
+from segros_eval.standings import PUBLISHED_WORLD, build_standings
 from segros_eval.store import read_result, write_result
 from segros_train.errors import PrerequisiteError
 from segros_train.files import replace_file
@@ -97,7 +97,7 @@ def render_summary(
         reference: Published numbers.
         published: Backbones whose printed rows are shown.
     """
-    sheets = _sheets(results, reference, table="generation", backbones=published)
+    sheets = _sheets(results, reference, table="generation", published=published)
     return "\n\n".join(sheet_markdown(sheet, level=3) for sheet in sheets if not sheet.auxiliary) + "\n"
 
 
@@ -110,13 +110,14 @@ def render_paper_table(
         results: Measured cells.
         reference: Published numbers.
         table: Name of the table in the reference.
-        backbones: Backbones to show; none for all.
+        backbones: Backbones to show; none for all. A tiny backbone brings the printed rows of its family.
 
     Raises:
         PrerequisiteError: If there is no such table.
     """
-    reference.table(table)
-    sheets = _sheets(results, reference, table=table, backbones=backbones)
+    families = tuple(name.removesuffix("-tiny") for name in backbones)
+    printed = {row.backbone for row in reference.table(table).rows if row.backbone.startswith(families)}
+    sheets = _sheets(results, reference, table=table, published=tuple(printed), measured=backbones)
     shown = [sheet for sheet in sheets if not sheet.auxiliary or sheet.name.endswith("-agreement")]
     return "\n\n".join(map(sheet_markdown, shown)) + "\n"
 
@@ -147,7 +148,7 @@ def write_rendered(folder: Path) -> list[Path]:
     """
     stale = _stale(folder)
     for path, text in stale.items():
-        replace_file(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8") and None)
+        _write(path, text)
     return list(stale)
 
 
@@ -167,22 +168,24 @@ def _result_files(folder: Path) -> Iterable[Path]:
 
 
 def _sheets(
-    results: Iterable[Result], reference: Reference, *, table: str, backbones: Sequence[str]
+    results: Iterable[Result],
+    reference: Reference,
+    *,
+    table: str,
+    published: Sequence[str] = (),
+    measured: Sequence[str] = (),
 ) -> tuple[Sheet, ...]:
-    """Return the sheets of one table, printed rows of some backbones and every measured one."""
+    """Return the sheets of one table, with the rows of some backbones; none named stands for all."""
+    names = {"published": published, "measured": measured}
     standings = build_standings(results, reference)
     chosen = [
-        replace(one, rows=tuple(row for row in one.rows if _chosen(row, backbones)))
+        replace(one, rows=tuple(row for row in one.rows if not names[row.source] or row.backbone in names[row.source]))
         for one in standings.tables
         if one.published.name == table
     ]
     # The embedded world first: it is what a reader of a README can remake at once.
     chosen.sort(key=lambda one: one.world == PUBLISHED_WORLD)
     return sheets_of(replace(standings, tables=tuple(one for one in chosen if one.rows)))
-
-
-def _chosen(row: Row, backbones: Sequence[str]) -> bool:
-    return not backbones or row.backbone in backbones or row.source == "measured"
 
 
 def _stale(folder: Path) -> dict[Path, str]:
@@ -197,6 +200,13 @@ def _stale(folder: Path) -> dict[Path, str]:
     if readme.exists() and BEGIN in (text := readme.read_text(encoding="utf-8")):
         wanted[readme] = _embedded(text, render_summary(standings.results, reference), readme)
     return {path: text for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text}
+
+
+def _write(path: Path, text: str) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    replace_file(path, write)
 
 
 def _embedded(text: str, table: str, path: Path) -> str:

@@ -14,7 +14,7 @@ from segros_eval.evaluators import Interval, Result
 from segros_eval.reference import Column, Label, Reference
 from segros_eval.standings import PUBLISHED_WORLD, Agreement, Cell, Row, Standings, Table, data_of, is_subset
 
-__all__ = ["MISSING", "Head", "Sheet", "SheetCell", "SheetRow", "Side", "number", "sheets_of"]
+__all__ = ["MISSING", "Head", "Sheet", "SheetCell", "SheetRow", "Side", "interval_text", "number", "sheets_of"]
 
 MISSING = "–"
 LOST = "(lost)"
@@ -87,7 +87,7 @@ class Side:
     @property
     def constant(self) -> str | None:
         """The text that all cells share but for missing ones, or None."""
-        texts = {cell.text for cell in self.cells} - ({MISSING} if self.head.numeric else set())
+        texts = {cell.text for cell in self.cells} - {MISSING}
         return texts.pop() if len(texts) == 1 and len(self.cells) > 1 else None
 
 
@@ -102,7 +102,7 @@ def number(value: float | str | None, *, printed: bool = False) -> str:
 
 def interval_text(interval: Interval) -> str:
     """Return `[low, high]`."""
-    return f"[{number(interval.low)}, {number(interval.high)}]"
+    return f"[{number(interval.low)}, {number(interval.high)}]".replace("-", "−")
 
 
 def sheets_of(standings: Standings) -> tuple[Sheet, ...]:
@@ -323,6 +323,7 @@ def _elsewhere_sheets(page: str, keys: set[tuple[str, str | None, str]], referen
 
 def _result_sheets(page: str, results: Sequence[Result], reference: Reference) -> Iterator[Sheet]:
     heads = ("UMM", "Method", "Evaluator", "World", "Data", "Headline", "n", "Unparsed", "Unscored", "Seeds")
+    heads_of_code = ("Protocol", "Commit", "Key")
     rows = []
     for result in results:
         leak = "†" if reference.leaks(data_of(result), result.method, result.evaluator) else ""
@@ -332,8 +333,7 @@ def _result_sheets(page: str, results: Sequence[Result], reference: Reference) -
         tail = (result.protocol, code, result.key[:8])
         rows.append((*(part or MISSING for part in who), _headline(result), *_count_texts(result), *tail))
     if rows:
-        heads = (*heads, "Protocol", "Commit", "Key")
-        yield _plain(f"{page}-runs", page, "Behind the measured rows", heads, rows)
+        yield _plain(f"{page}-runs", page, "Behind the measured rows", (*heads, *heads_of_code), rows)
 
 
 def _headline(result: Result) -> str:
