@@ -155,10 +155,9 @@ class ToyBackbone(Backbone):
 def train_toy(directory: Path, *, backbone: ToyBackbone | None = None, **changes: object) -> TrainOutcome:
     """Train a toy backbone; fields of the recipe and arguments of `train` can be changed by name."""
     fields = {name: changes.pop(name) for name in list(changes) if name in Recipe.__dataclass_fields__}
+    method = changes.pop("method", ToyMethod())
     arguments = {"generation": ToyImages(), "instruction": ToyDialogues(), "seed": 0} | changes
-    return train(
-        backbone or ToyBackbone(), ToyMethod(), recipe=replace(RECIPE, **fields), directory=directory, **arguments
-    )
+    return train(backbone or ToyBackbone(), method, recipe=replace(RECIPE, **fields), directory=directory, **arguments)
 
 
 if __name__ == "__main__":
