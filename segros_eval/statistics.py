@@ -23,6 +23,7 @@ from segros_eval.evaluators import Interval, Score
 __all__ = [
     "Aggregate",
     "Difference",
+    "Totals",
     "bootstrap_intervals",
     "macro_mean",
     "mcnemar_exact",
@@ -33,12 +34,33 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-Aggregate = Callable[[Mapping[str, Floats]], Floats]
-"""Turn the means of the groups, each an array over replicates, into one number per replicate."""
-
 REPLICATES = 10_000
 _BLOCK = 1_000
 _Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums and counts of the items of each group, in every replicate.
+
+    Attributes:
+        groups: Names of the G groups, in alphabetical order.
+        sums: [R, G] sums of values.
+        counts: [R, G] numbers of items.
+    """
+
+    groups: tuple[str, ...]
+    sums: Floats
+    counts: Floats
+
+    @property
+    def means(self) -> Floats:
+        """Return the groups' means, [R, G]; NaN where a replicate has no item of the group."""
+        return np.divide(self.sums, self.counts, out=np.full_like(self.sums, np.nan), where=self.counts > 0)
+
+
+Aggregate = Callable[[Totals], Floats]
+"""Turn totals into one number per replicate, [R]."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +87,14 @@ class Difference:
     mcnemar_p: float | None = None
 
 
-def macro_mean(means: Mapping[str, Floats]) -> Floats:
+def macro_mean(totals: Totals) -> Floats:
     """Return the unweighted mean of the groups' means."""
-    return np.mean(np.stack(list(means.values())), axis=0)
+    return totals.means.mean(axis=1)
 
 
-def pooled_mean(scores: Sequence[Score]) -> Aggregate:
-    """Return the aggregate that weighs each group by its number of scored items."""
-    counts: dict[str, int] = {}
-    for score in scores:
-        if score.value is not None:
-            counts[score.group] = counts.get(score.group, 0) + 1
-
-    def weighted(means: Mapping[str, Floats]) -> Floats:
-        return np.sum(np.stack([counts[group] * mean for group, mean in means.items()]), axis=0) / sum(counts.values())
-
-    return weighted
+def pooled_mean(totals: Totals) -> Floats:
+    """Return the mean over the items of all groups."""
+    return totals.sums.sum(axis=1) / totals.counts.sum(axis=1)
 
 
 def bootstrap_intervals(
@@ -120,11 +134,11 @@ def bootstrap_intervals(
     (drawn,) = _resampled([table], strata, replicates=replicates, rng=np.random.default_rng(seed))
     estimator = f"{unit}-clustered bootstrap, {replicates} replicates"
     intervals = {}
-    for name, aggregate in metrics.items():
+    for name, aggregate in metrics.items() if _can_vary(strata) else ():
         intervals[name] = _interval(aggregate(drawn), estimator, num_clusters=len(table.clusters), unit=unit)
     for column, group in enumerate(table.groups):
         num_clusters = int(np.count_nonzero(table.counts[:, column]))
-        intervals[group] = _interval(drawn[group], estimator, num_clusters=num_clusters, unit=unit)
+        intervals[group] = _interval(drawn.means[:, column], estimator, num_clusters=num_clusters, unit=unit)
     return {name: interval for name, interval in intervals.items() if interval is not None}
 
 
@@ -162,14 +176,16 @@ def paired_difference(
     layout = {item: runs[0][item] for item in shared}
     tables = [_tabulate(layout, of_a), _tabulate(layout, of_b)]
     strata = tables[0].strata(stratified=stratified)
-    drawn_a, drawn_b = _resampled(tables, strata, replicates=replicates, rng=np.random.default_rng(seed))
-    estimate = aggregate(tables[0].means()) - aggregate(tables[1].means())
+    interval = None
+    if _can_vary(strata):
+        drawn_a, drawn_b = _resampled(tables, strata, replicates=replicates, rng=np.random.default_rng(seed))
+        estimator = f"paired {unit}-clustered bootstrap, {replicates} replicates"
+        interval = _percentiles(aggregate(drawn_a) - aggregate(drawn_b), estimator)
+    estimate = aggregate(tables[0].totals()) - aggregate(tables[1].totals())
     only_a, only_b, p = _discordance(of_a, of_b)
     return Difference(
         estimate=100 * float(estimate[0]),
-        interval=_percentiles(
-            aggregate(drawn_a) - aggregate(drawn_b), f"paired {unit}-clustered bootstrap, {replicates} replicates"
-        ),
+        interval=interval,
         num_items=len(shared),
         num_left_out=len(runs[0].keys() | runs[1].keys()) - len(shared),
         only_a=only_a,
@@ -212,10 +228,10 @@ class _Table:
     sums: Floats
     counts: Floats
 
-    def means(self) -> dict[str, Floats]:
-        """Return the mean of each group, [1]."""
-        means = self.sums.sum(axis=0) / self.counts.sum(axis=0)
-        return dict(zip(self.groups, means[:, None], strict=True))
+    def totals(self, weights: Floats | None = None) -> Totals:
+        """Return the totals of every row of `weights` [R, clusters]; of the clusters as they are when None."""
+        rows = np.ones((1, len(self.clusters))) if weights is None else weights
+        return Totals(self.groups, rows @ self.sums, rows @ self.counts)
 
     def strata(self, *, stratified: bool) -> list[NDArray[np.intp]]:
         """Return the rows of the clusters that are resampled together."""
@@ -262,19 +278,28 @@ def _tabulate(layout: Mapping[str, Score], values: Mapping[str, float | None]) -
 
 def _resampled(
     tables: Sequence[_Table], strata: Sequence[NDArray[np.intp]], *, replicates: int, rng: np.random.Generator
-) -> list[dict[str, Floats]]:
-    """Return, per table, the groups' means in every replicate; NaN where a replicate has no item of the group."""
-    blocks: list[list[Floats]] = [[] for _ in tables]
+) -> list[Totals]:
+    """Return the totals of each table over the same draws of clusters."""
+    blocks: list[list[Totals]] = [[] for _ in tables]
     for start in range(0, replicates, _BLOCK):
-        size = min(_BLOCK, replicates - start)
-        weights = np.zeros((size, len(tables[0].clusters)))
+        weights = np.zeros((min(_BLOCK, replicates - start), len(tables[0].clusters)))
         for members in strata:
-            weights[:, members] = rng.multinomial(len(members) - 1, np.full(len(members), 1 / len(members)), size=size)
+            chances = np.full(len(members), 1 / len(members))
+            weights[:, members] = rng.multinomial(len(members) - 1, chances, size=len(weights))
         for block, table in zip(blocks, tables, strict=True):
-            counts = weights @ table.counts
-            block.append(np.divide(weights @ table.sums, counts, out=np.full_like(counts, np.nan), where=counts > 0))
-    joined = [np.concatenate(block) for block in blocks]
-    return [dict(zip(table.groups, means.T, strict=True)) for table, means in zip(tables, joined, strict=True)]
+            block.append(table.totals(weights))
+    return [
+        Totals(
+            table.groups,
+            np.concatenate([part.sums for part in block]),
+            np.concatenate([part.counts for part in block]),
+        )
+        for block, table in zip(blocks, tables, strict=True)
+    ]
+
+
+def _can_vary(strata: Sequence[NDArray[np.intp]]) -> bool:
+    return all(len(members) > 1 for members in strata)
 
 
 def _percentiles(values: Floats, estimator: str) -> Interval | None:

@@ -177,8 +177,8 @@ class GenEval:
         from segros_eval.statistics import bootstrap_intervals, macro_mean, pooled_mean
 
         prompts = _by_prompt(scores)
-        found = bootstrap_intervals(scores, {"overall": macro_mean, "image_accuracy": pooled_mean(scores)}, seed=seed)
-        of_prompts = bootstrap_intervals(prompts, {"prompt_accuracy": pooled_mean(prompts)}, seed=seed)
+        found = bootstrap_intervals(scores, {"overall": macro_mean, "image_accuracy": pooled_mean}, seed=seed)
+        of_prompts = bootstrap_intervals(prompts, {"prompt_accuracy": pooled_mean}, seed=seed)
         return {
             name: found[name] if name in found else of_prompts[name]
             for name, value in self.aggregate(scores).items()

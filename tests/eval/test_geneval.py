@@ -148,7 +148,8 @@ def test_missing_and_unreadable_images_are_unscored_and_never_reach_the_detector
     responses: list[Any] = [None, torn, lazy, tmp_path / "absent.png", good, Image.new("L", (8, 8))]
     samples = [Sample(f"00000/{n:05d}", "00000", "image", CIRCLE["prompt"], metadata=CIRCLE) for n in range(6)]
     detector = Blind()
-    scores = GenEval().score(samples, responses, Tools(detector=detector))
+    with lazy:
+        scores = GenEval().score(samples, responses, Tools(detector=detector))
     assert [score.status for score in scores] == ["unscored"] * 4 + ["scored"] * 2
     assert [score.value for score in scores] == [None] * 4 + [0.0] * 2
     assert all(score.reason and score.group == "single_object" for score in scores)
