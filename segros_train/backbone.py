@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Generator, Tensor, nn
 
+from segros_train.errors import PrerequisiteError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -69,6 +71,16 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def embed(self, batch: GenerationBatch) -> Embeddings:
         """Return what methods see: caption rows of the embedding table and visual embeddings, without gradient."""
+
+    def caption_tokens(self, caption: str) -> list[str]:
+        """Return the text of each caption token, in the order of the valid places of `embed`'s text.
+
+        Needed by `segros explain` alone.
+
+        Raises:
+            PrerequisiteError: If the backbone does not say.
+        """
+        raise PrerequisiteError(f"{self.card.title} does not name the tokens of a caption, so it cannot be explained.")
 
     @abstractmethod
     def masking_ratio(self, size: int, rng: Generator) -> Tensor | None:
