@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Generator, Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from segros_train.masking import indices_to_mask
 from segros_train.methods import Method
@@ -307,3 +308,16 @@ def test_no_gradient_reaches_the_embeddings() -> None:
 def test_a_field_out_of_range_is_refused_by_name(method: type, fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         method(**fields)
+
+
+@pytest.mark.parametrize("method", [SFT(), Reca(), Reca(hint_ratio=0.3), SeGroS(), SeGroS(drop_loss=True)])
+@pytest.mark.parametrize("latent_grid", [GRID, (4, 4)], ids=str)
+def test_a_method_never_waits_for_the_device(method: Method, latent_grid: tuple[int, int]) -> None:
+    # Fake tensors have shapes and no values: reading one, as a wait for the device does, raises.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        seen = world(latent_grid=latent_grid)
+        with pytest.raises(DataDependentOutputException):
+            seen.image.sum().item()
+        supervision = method.supervise(seen, at(0.7), seed())
+    assert supervision.masked is not None
+    assert supervision.masked.shape == (3, latent_grid[0] * latent_grid[1])
