@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +35,12 @@ OUTERMOST = 0.999
 MIN_PROBABILITY = 1e-12
 
 
+Number = TypeVar("Number", float, Tensor)
+
+
 @dataclass(frozen=True)
-class NoiseStep:
-    """The coefficients of one step of a noise schedule.
+class NoiseStep(Generic[Number]):
+    """The coefficients of one step of a noise schedule, or, as tensors, of many.
 
     Attributes:
         signal: Share of the clean cell in the noisy one.
@@ -49,14 +53,14 @@ class NoiseStep:
         log_beta: Log-variance of the forward step.
     """
 
-    signal: float
-    noise: float
-    inverse_signal: float
-    inverse_noise: float
-    mean_start: float
-    mean_state: float
-    log_posterior: float
-    log_beta: float
+    signal: Number
+    noise: Number
+    inverse_signal: Number
+    inverse_noise: Number
+    mean_start: Number
+    mean_state: Number
+    log_posterior: Number
+    log_beta: Number
 
 
 def _cosine_betas() -> list[float]:
@@ -75,7 +79,7 @@ def _cumulative(betas: Sequence[float]) -> list[float]:
     return products
 
 
-def _noise_steps(betas: Sequence[float]) -> tuple[NoiseStep, ...]:
+def _noise_steps(betas: Sequence[float]) -> tuple[NoiseStep[float], ...]:
     kept = _cumulative(betas)
     before = [1.0, *kept[:-1]]
     variances = [beta * (1 - a) / (1 - b) for beta, a, b in zip(betas, before, kept, strict=True)]
@@ -96,13 +100,13 @@ def _noise_steps(betas: Sequence[float]) -> tuple[NoiseStep, ...]:
 
 
 @cache
-def training_steps() -> tuple[NoiseStep, ...]:
+def training_steps() -> tuple[NoiseStep[float], ...]:
     """Return the 1000 steps of training."""
     return _noise_steps(_cosine_betas())
 
 
 @cache
-def sampling_steps(count: int) -> tuple[tuple[int, ...], tuple[NoiseStep, ...]]:
+def sampling_steps(count: int) -> tuple[tuple[int, ...], tuple[NoiseStep[float], ...]]:
     """Return the timesteps of a draw, ascending, and the coefficients of the schedule that visits only them.
 
     Args:
@@ -234,7 +238,7 @@ class DiffusionHead(nn.Module):
         repeats = timesteps.shape[0]
         timesteps, noise = timesteps.flatten(), noise.flatten(0, 1)
         cells = cells.float().repeat(repeats, 1)
-        step = NoiseStep(*self.coefficients[timesteps].unsqueeze(-1).unbind(1))
+        step: NoiseStep[Tensor] = NoiseStep(*self.coefficients[timesteps].unsqueeze(-1).unbind(1))
         noisy = step.signal * cells + step.noise * noise
         times = self.net.time_embed(torch.arange(NUM_TRAINING_STEPS, device=timesteps.device))
         embedding = F.embedding(timesteps, times) + self.net.cond_embed(conditions).repeat(repeats, 1)
@@ -285,14 +289,14 @@ class DiffusionHead(nn.Module):
         return x
 
 
-def log_variance(fraction: Tensor, step: NoiseStep) -> Tensor:
+def log_variance(fraction: Tensor, step: NoiseStep[float] | NoiseStep[Tensor]) -> Tensor:
     """Return the log-variance that lies at `fraction`, from -1 to 1, between the posterior's and the forward step's."""
     share = (fraction + 1) / 2
     return share * step.log_beta + (1 - share) * step.log_posterior
 
 
 def loss_terms(
-    output: Tensor, cells: Tensor, *, noisy: Tensor, noise: Tensor, step: NoiseStep, first: Tensor
+    output: Tensor, cells: Tensor, *, noisy: Tensor, noise: Tensor, step: NoiseStep[Tensor], first: Tensor
 ) -> RowLosses:
     """Return the terms of the loss for the network's outputs.
 

@@ -40,7 +40,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 def _language_model(config: LanguageConfig) -> Qwen2ForCausalLM:
-    return Qwen2ForCausalLM(
+    model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -53,9 +53,10 @@ def _language_model(config: LanguageConfig) -> Qwen2ForCausalLM:
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             tie_word_embeddings=True,
             use_sliding_window=False,
-            attn_implementation="sdpa",
         )
     )
+    model.set_attn_implementation("sdpa")
+    return model
 
 
 class HarmonModel(nn.Module):
@@ -195,7 +196,7 @@ def initialise(model: HarmonModel, rng: torch.Generator) -> None:
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
     net = model.mar.diffloss.net
-    zeroed = [block.adaLN_modulation[-1] for block in net.res_blocks]
-    for part in (*zeroed, net.final_layer.adaLN_modulation[-1], net.final_layer.linear):
-        nn.init.zeros_(part.weight)
-        nn.init.zeros_(part.bias)
+    modulations = [block.get_submodule("adaLN_modulation.1") for block in (*net.res_blocks, net.final_layer)]
+    for layer in (*modulations, net.final_layer.linear):
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)

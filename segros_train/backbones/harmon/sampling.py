@@ -48,7 +48,7 @@ class Iteration:
 def iterations(
     num_cells: int, num_steps: int, *, cfg_scale: float = 1.0, cfg_schedule: Literal["constant", "linear"] = "constant"
 ) -> tuple[Iteration, ...]:
-    """Plan the iterations of a draw; those that would reveal no cell are left out.
+    """Plan the iterations of a draw; where there are more than cells, some reveal none.
 
     Args:
         num_cells: N.
@@ -67,8 +67,7 @@ def iterations(
         strength = (num_cells - remaining) / num_cells if cfg_schedule == "linear" else 1.0
         guidance = 1 + (cfg_scale - 1) * strength
         left = 0 if step == num_steps else remaining
-        if left < hidden:
-            plan.append(Iteration(hidden, left, guidance))
+        plan.append(Iteration(hidden, left, guidance))
         hidden = left
     return tuple(plan)
 
@@ -185,7 +184,7 @@ class Sampler:
         """Return the latents [B, h, w, C] of whole images."""
         images = torch.arange(len(drawn.orders), device=drawn.orders.device).unsqueeze(1)
         cells = torch.zeros_like(drawn.noise[:, :, 0])
-        for step in plan:
+        for step in (step for step in plan if step.remaining < step.hidden):
             visible = drawn.orders[:, step.hidden :].sort(dim=1).values
             predicted = drawn.orders[:, step.remaining : step.hidden].sort(dim=1).values
             revealed = self.reveal(

@@ -52,5 +52,5 @@ class PadToSquare:
         """Return [3, size, size] float32 in [-1, 1]."""
         side = max(image.size)
         square = Image.new("RGB", (side, side), PADDING_COLOUR)
-        square.paste(image.convert("RGB"), tuple((side - extent) // 2 for extent in image.size))
+        square.paste(image.convert("RGB"), ((side - image.width) // 2, (side - image.height) // 2))
         return to_pixels(square, self.size_px)

@@ -1,0 +1,25 @@
+"""Options and markers of the whole suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the goldens be read from another folder of the same layout."""
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=GOLDEN,
+        metavar="DIR",
+        help="folder of golden sets; default: the committed copies",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers."""
+    config.addinivalue_line("markers", "gpu: needs a GPU")
