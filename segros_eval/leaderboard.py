@@ -185,7 +185,8 @@ def _sheets(
     ]
     # The embedded world first: it is what a reader of a README can remake at once.
     chosen.sort(key=lambda one: one.world == PUBLISHED_WORLD)
-    return sheets_of(replace(standings, tables=tuple(one for one in chosen if one.rows)))
+    agreements = tuple(one for one in standings.agreements if not measured or one.row.backbone in measured)
+    return sheets_of(replace(standings, tables=tuple(one for one in chosen if one.rows), agreements=agreements))
 
 
 def _stale(folder: Path) -> dict[Path, str]:

@@ -2,7 +2,7 @@
 
 A reference file is a transcription. What its source gets wrong is recorded beside it
 (`inconsistencies`), what other sources print for the same cell is recorded too (`elsewhere`), and
-nothing is corrected. A label that the print lost is None, or filled and marked with why
+nothing is corrected. A label that our copy of the print lost is None, or filled and marked with why
 (`inferred`). This module imports no torch.
 """
 
@@ -36,7 +36,7 @@ class Label:
     """A text of a table's head or side.
 
     Attributes:
-        text: As printed; None where the print lost it.
+        text: As printed; None where our copy of the print lost it.
         inferred: Why the text is believed, where it was not printed.
     """
 

@@ -38,7 +38,7 @@ hint_ratio = PaperTable(
     train=("sft", "segros-hint-0", "segros-hint-10", "segros", "segros-hint-50", "segros-hint-70", "segros-hint-100"),
     evals=COMPOSITION,
     data=ON_ABLATED,
-    note="The print lost three of its ratios; ours are 10, 50 and 70%.",
+    note="Three of the paper's ratios are lost from our copy; ours are 10, 50 and 70%.",
 )
 text_filter = PaperTable(
     name="text-filter",
