@@ -176,14 +176,11 @@ class GenEval:
         """
         from segros_eval.statistics import bootstrap_intervals, macro_mean, pooled_mean
 
-        prompts = _by_prompt(scores)
         found = bootstrap_intervals(scores, {"overall": macro_mean, "image_accuracy": pooled_mean}, seed=seed)
-        of_prompts = bootstrap_intervals(prompts, {"prompt_accuracy": pooled_mean}, seed=seed)
-        return {
-            name: found[name] if name in found else of_prompts[name]
-            for name, value in self.aggregate(scores).items()
-            if value is not None and (name in found or name == "prompt_accuracy" and name in of_prompts)
-        }
+        of_prompts = bootstrap_intervals(_by_prompt(scores), {"prompt_accuracy": pooled_mean}, seed=seed)
+        found |= {name: interval for name, interval in of_prompts.items() if name == "prompt_accuracy"}
+        metrics = self.aggregate(scores)
+        return {name: found[name] for name in metrics if name in found and metrics[name] is not None}
 
     def _score_window(self, samples: Sequence[Sample], responses: Sequence[Any], detector: Detector) -> list[Score]:
         read = [_read(response) for response in responses]
