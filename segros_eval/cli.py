@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -49,6 +48,8 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version
+
         emit(f"segros {version('segros')}")
         raise typer.Exit
 

@@ -23,34 +23,47 @@ MISSING = "–"
 
 def show_plan(plan: RunPlan) -> RenderableType:
     """Return a plan as a table: one row per model, with what it takes."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("Method", "Backbone"):
         table.add_column(name, no_wrap=True)
-    for name in ("Seed", "Updates", "Micro-steps", "Samples", "Evaluations", "Disk"):
-        table.add_column(name, justify="left" if name == "Evaluations" else "right")
-    total = 0
-    for stage in plan.stages:
-        cost = estimate(stage)
-        total += cost.disk_bytes
+    for name in ("Seed", "Updates", "Micro-steps", "Samples", "Items", "Disk"):
+        table.add_column(name, justify="right", no_wrap=True)
+    costs = [estimate(stage) for stage in plan.stages]
+    for stage, cost in zip(plan.stages, costs, strict=True):
         training = (cost.num_updates, cost.num_micro_steps, cost.num_samples)
         counts = [f"{number:,}" if stage.trains else MISSING for number in training]
-        evaluations = _evaluations([cell.task.name for cell in stage.cells], cost)
-        table.add_row(
-            stage.task.name, stage.card.name, str(stage.seed), *counts, evaluations, f"{cost.disk_bytes / GIB:.2f} GiB"
-        )
-    footer = f"{len(plan.stages)} runs, {sum(len(stage.cells) for stage in plan.stages)} cells, {total / GIB:.2f} GiB"
-    return Group(table, Text(footer, style="dim"))
+        table.add_row(stage.task.name, stage.card.name, str(stage.seed), *counts, _items(cost), _size(cost.disk_bytes))
+    cells = [cell.task.name for stage in plan.stages for cell in stage.cells]
+    unknown = any(cost.disk_bytes is None for cost in costs)
+    disk = ("at least " if unknown else "about ") + _size(sum(cost.disk_bytes or 0 for cost in costs))
+    facts = f"Evaluations: {', '.join(dict.fromkeys(cells)) or 'none'}. "
+    facts += f"{len(plan.stages)} models, {len(cells)} cells, {disk} on disk."
+    if any(None in cost.num_responses for cost in costs):
+        facts += " Items marked ? need data that is missing."
+    return Group(table, Text(facts, style="dim"))
 
 
-def _evaluations(names: Sequence[str], cost: Cost) -> str:
-    counted = zip(names, cost.num_responses, strict=True)
-    return ", ".join(f"{name} ({'? ' if count is None else f'{count:,} '}items)" for name, count in counted) or MISSING
+def _items(cost: Cost) -> str:
+    known = sum(count for count in cost.num_responses if count is not None)
+    if None not in cost.num_responses:
+        return f"{known:,}" if cost.num_responses else MISSING
+    return f"{known:,} + ?" if known else "?"
+
+
+def _size(num_bytes: int | None) -> str:
+    if num_bytes is None:
+        return "?"
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / 2**20:.0f} MiB"
 
 
 def show_problems(problems: Sequence[Problem]) -> RenderableType:
     """Return what is missing as a list, each with its remedy."""
-    lines = [Text.assemble(("• ", "bold red"), problem.what, ". ", (problem.remedy, "dim")) for problem in problems]
-    return Group(Text(f"Missing ({len(problems)}):", style="bold"), *lines)
+    lines = [Text(f"Missing ({len(problems)}):", style="bold")]
+    for problem in problems:
+        lines.append(Text.assemble(("• ", "bold red"), problem.what))
+        if problem.remedy:
+            lines.append(Text(f"  {problem.remedy}", style="dim"))
+    return Text("\n").join(lines)
 
 
 def show_outcomes(outcomes: Sequence[Outcome], reference: Reference) -> RenderableType:
@@ -87,11 +100,10 @@ def _results_table(outcomes: Sequence[Outcome], reference: Reference) -> Table:
         table.add_column(column.title, justify="right", no_wrap=True)
     for name in ("95% interval", "n", "Unscored"):
         table.add_column(name, justify="right", no_wrap=True)
-    best = max((result.metrics[result.headline] or 0.0 for result in results), default=0.0)
     for outcome, result in zip(outcomes, results, strict=True):
         lead = [outcome.stage.card.title] * many_backbones + [outcome.stage.task.title]
         lead += [", ".join(map(str, result.seeds))] * many_seeds
-        table.add_row(*lead, *_measured(result, columns, best=best if len(results) > 1 else None))
+        table.add_row(*lead, *_measured(result, columns))
         for row in _printed(result, reference):
             cells = [_number(row.cells[column.key].value) for column in columns]
             empty = [""] * (len(lead) - 1 - many_backbones)
@@ -111,11 +123,9 @@ def _columns(result: Result, reference: Reference) -> list[Column]:
     return printed or [Column(key=f"{result.evaluator}/{name}", title=name) for name in result.metrics]
 
 
-def _measured(result: Result, columns: Sequence[Column], *, best: float | None) -> Iterator[Text]:
+def _measured(result: Result, columns: Sequence[Column]) -> Iterator[Text]:
     for column in columns:
-        value = result.metrics[column.metric]
-        is_best = column.metric == result.headline and value is not None and value == best
-        yield Text(_number(value), style="bold" if is_best else "")
+        yield Text(_number(result.metrics[column.metric]), style="bold" if column.metric == result.headline else "")
     interval = result.intervals.get(result.headline)
     yield Text(f"{interval.low:.1f} – {interval.high:.1f}" if interval else MISSING)
     yield Text(f"{result.num_samples:,}")

@@ -6,11 +6,13 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from segros_eval.plan import Cell, RunPlan, Stage
 from segros_eval.respond import ask
@@ -20,7 +22,7 @@ from segros_train.errors import PrerequisiteError
 from segros_train.files import segros_home
 from segros_train.types import BackboneCard, DataCard
 
-__all__ = ["Cost", "Problem", "check_plan", "estimate", "located", "missing_data", "missing_weights"]
+__all__ = ["Cost", "Problem", "check_plan", "damaged", "estimate", "located", "missing_data", "missing_weights"]
 
 BYTES_PER_PIXEL = 1.5
 """Of a PNG, generously: photographs take about 1.4, scenes of the embedded world 0.6."""
@@ -55,14 +57,14 @@ class Cost:
         num_updates: Updates of training.
         num_micro_steps: Micro-steps of training.
         num_samples: Captioned images and dialogues seen in training.
-        disk_bytes: Images and checkpoints, as far as known.
+        disk_bytes: Images and checkpoints; None where their number or size is not known.
     """
 
     num_responses: tuple[int | None, ...]
     num_updates: int
     num_micro_steps: int
     num_samples: int
-    disk_bytes: int
+    disk_bytes: int | None
 
 
 def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
@@ -75,8 +77,7 @@ def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
     """
     problems = [*_unwritable(out), *_device(device)]
     for stage in plan.stages:
-        if stage.checkpoint is None:
-            problems += missing_weights(stage.card)
+        problems += missing_weights(stage.card) if stage.checkpoint is None else damaged(stage.checkpoint)
         if stage.data is not None:
             problems += missing_data(stage.data)
         for cell in stage.cells:
@@ -88,15 +89,19 @@ def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
 def estimate(stage: Stage) -> Cost:
     """Return what a stage takes."""
     counts = tuple(_num_responses(stage, cell) for cell in stage.cells)
-    num_images = max((count for count in counts if count), default=0)
-    disk = int(num_images * stage.card.image_size_px**2 * BYTES_PER_PIXEL)
+    known = [count for count in counts if count is not None]
+    disk: int | None = None
+    if len(known) == len(counts):
+        disk = int(sum(known) * stage.card.image_size_px**2 * BYTES_PER_PIXEL)
     recipe = stage.recipe
     if recipe is None:
         return Cost(counts, 0, 0, 0, disk)
     per_micro_step = recipe.batch_size
     if recipe.i2t_weight > 0:
         per_micro_step += recipe.i2t_batch_size or recipe.batch_size
-    disk += (num_weights(stage.card) or 0) * 4 * (STATES_PER_WEIGHT + 1) * CHECKPOINTS_KEPT
+    weights = num_weights(stage.card)
+    if disk is not None:
+        disk = None if weights is None else disk + weights * 4 * (STATES_PER_WEIGHT + 1) * CHECKPOINTS_KEPT
     return Cost(counts, recipe.optimizer_steps, recipe.micro_steps, recipe.micro_steps * per_micro_step, disk)
 
 
@@ -110,12 +115,50 @@ def missing_weights(card: BackboneCard) -> list[Problem]:
             Problem(f"The weights of {card.name} should come with segros, {folder} lacks them", "Install it again.")
         ]
     family = importlib.import_module(f"segros_train.backbones.{card.family}")
-    lacking = family.missing_weights(card, None)
-    return [Problem(f"Weights of {card.name} are missing: {text.rstrip('.')}", _fetch_hint(card)) for text in lacking]
+    return [_problem(text) for text in family.missing_weights(card, None)]
 
 
-def _fetch_hint(card: BackboneCard) -> str:
-    return f"Put the file into {segros_home() / 'weights' / card.name}, or fetch it with `hf download`."
+def damaged(checkpoint: Path) -> list[Problem]:
+    """Return what is wrong with a checkpoint's tensors, as far as their headers and the manifest tell."""
+    remedy = "Take another checkpoint, or train again."
+    problems = []
+    weights = sorted(checkpoint.glob("*.safetensors"))
+    if not weights:
+        problems.append(Problem(f"Checkpoint {checkpoint} is incomplete: it holds no safetensors file", remedy))
+    for path in weights:
+        try:
+            expected = _safetensors_size(path)
+        except (ValueError, KeyError, TypeError, struct.error):
+            problems.append(Problem(f"{path} is damaged: its header cannot be read", remedy))
+            continue
+        if expected != path.stat().st_size:
+            what = f"{path} is damaged: {path.stat().st_size:,} bytes of {expected:,}"
+            problems.append(Problem(what, remedy))
+    return problems
+
+
+def _safetensors_size(path: Path) -> int:
+    """Return the size that a safetensors file's header announces."""
+    start, header = _safetensors_header(path)
+    return start + max(
+        (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+    )
+
+
+def _safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Return where the numbers of a safetensors file start, and what its header says."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > path.stat().st_size:
+            raise ValueError("the header is longer than the file")
+        return 8 + length, json.loads(stream.read(length))
+
+
+def _problem(sentence: str) -> Problem:
+    """Split a message at the colon or full stop after which its remedy stands."""
+    parts = re.match(r"(.*? (?:is|are) missing)[:.] (.*)", sentence, flags=re.DOTALL)
+    what, remedy = parts.groups() if parts else sentence.rstrip(".").partition(". ")[::2]
+    return Problem(what, remedy)
 
 
 def missing_data(card: DataCard) -> list[Problem]:
@@ -155,9 +198,7 @@ def num_weights(card: BackboneCard) -> int | None:
 
 def _num_numbers(path: Path) -> int:
     """Count the numbers in a safetensors file by its header alone."""
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
+    _, header = _safetensors_header(path)
     total = 0
     for name, entry in header.items():
         size = 1
@@ -181,8 +222,7 @@ def _evaluation(stage: Stage, cell: Cell) -> Iterator[Problem]:
         if not ask(stage, cell):
             yield Problem(f"{cell.task.title} has nothing to ask", "Raise --limit.")
     except PrerequisiteError as error:
-        what, _, remedy = str(error).rstrip(".").partition(". ")
-        yield Problem(what, f"{remedy}." if remedy else "")
+        yield _problem(str(error))
 
 
 def _num_responses(stage: Stage, cell: Cell) -> int | None:
@@ -225,7 +265,7 @@ def _too_big(plan: RunPlan, out: Path) -> Iterator[Problem]:
     folder = out
     while not folder.is_dir():
         folder = folder.parent
-    needed, free = sum(estimate(stage).disk_bytes for stage in plan.stages), shutil.disk_usage(folder).free
+    needed, free = sum(estimate(stage).disk_bytes or 0 for stage in plan.stages), shutil.disk_usage(folder).free
     if needed > free:
         yield Problem(
             f"The run writes about {needed / GIB:.1f} GiB, {out} has {free / GIB:.1f} GiB free",

@@ -22,7 +22,9 @@ from segros_eval.plan import Cell, RunPlan, Stage
 from segros_eval.preflight import located
 from segros_eval.progress import Listener, Tell
 from segros_eval.provenance import software
+from segros_eval.report import write_items
 from segros_eval.respond import answer_questions, ask, draw_images
+from segros_eval.score import summarise
 from segros_eval.store import AnswerStore, ImageStore, read_result, write_result, write_scores
 from segros_eval.toolbox import open_tools
 from segros_train.errors import PrerequisiteError
@@ -131,8 +133,10 @@ class _Model:
     def backbone(self) -> Backbone:
         """The weights in memory, loaded when first asked for."""
         if self._backbone is None:
-            self._backbone = load_backbone(self.stage, self.source, self.device)
-            self._backbone.eval()
+            with self.listener.phase(f"load  {_title(self.stage)}", 1) as tell:
+                self._backbone = load_backbone(self.stage, self.source, self.device)
+                self._backbone.eval()
+                tell(1)
         return self._backbone
 
 
@@ -238,8 +242,18 @@ def _evaluate(model: _Model, cell: Cell) -> Result:
             tell(len(part))
     scores = [_explained(score, refused) for score in scores]
     seconds = {"respond": round(drawn - began, 2), "score": round(time.monotonic() - drawn, 2)}
-    result = _result(model, cell, scores, seconds)
+    result = summarise(
+        task,
+        scores,
+        method=stage.task.name,
+        backbone=stage.card.name,
+        seeds=(stage.seed,),
+        world=stage.card.world,
+        key=cell.key,
+        provenance=_provenance(model, cell, seconds),
+    )
     place = model.folder / "evals" / task.name
+    write_items(place / "items.jsonl", samples, responses)
     write_scores(place / "scores.jsonl", scores)
     write_result(place / "result.json", result)
     return result
@@ -247,29 +261,42 @@ def _evaluate(model: _Model, cell: Cell) -> Result:
 
 def _respond(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, str]]:
     """Return a response per sample, None where there is none, and why by item id."""
+    respond = _draw if task.kind == "image" else _answer
+    return respond(model, task, samples)
+
+
+def _draw(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, str]]:
     stage = model.stage
-    place = model.folder / "responses"
-    verb = "draw" if task.kind == "image" else "answer"
-    with model.listener.phase(f"{verb}  {task.name}: {_title(stage)}", len(samples)) as tell:
-        if task.kind == "image":
-            images = ImageStore(place / "images", settings=stage.settings, backbone_key=stage.key)
-            refused = {}
-            if images.missing(samples):
-                refused = draw_images(model.backbone, samples, images, settings=stage.settings, advance=tell)
-            return [images.path(sample) if images.has(sample) else None for sample in samples], refused
-        max_new_tokens = getattr(task.evaluator, "max_new_tokens", MAX_NEW_TOKENS)
-        answers = AnswerStore(
-            place / f"{task.name}.jsonl", backbone_key=stage.key, settings={"max_new_tokens": max_new_tokens}
-        )
-        refused = answer_questions(
-            model.backbone,
-            samples,
-            answers,
-            max_new_tokens=max_new_tokens,
-            batch_size=stage.settings.batch_size,
-            advance=tell,
-        )
-        return [answers.get(sample) for sample in samples], refused
+    images = ImageStore(model.folder / "responses" / "images", settings=stage.settings, backbone_key=stage.key)
+    refused: dict[str, str] = {}
+    if images.missing(samples):
+        backbone = model.backbone
+        with model.listener.phase(f"draw  {task.name}: {_title(stage)}", len(samples)) as tell:
+            refused = draw_images(backbone, samples, images, settings=stage.settings, advance=tell)
+    return [images.path(sample) if images.has(sample) else None for sample in samples], refused
+
+
+def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, str]]:
+    stage = model.stage
+    max_new_tokens = getattr(task.evaluator, "max_new_tokens", MAX_NEW_TOKENS)
+    answers = AnswerStore(
+        model.folder / "responses" / f"{task.name}.jsonl",
+        backbone_key=stage.key,
+        settings={"max_new_tokens": max_new_tokens},
+    )
+    refused: dict[str, str] = {}
+    if answers.missing(samples):
+        backbone = model.backbone
+        with model.listener.phase(f"answer  {task.name}: {_title(stage)}", len(samples)) as tell:
+            refused = answer_questions(
+                backbone,
+                samples,
+                answers,
+                max_new_tokens=max_new_tokens,
+                batch_size=stage.settings.batch_size,
+                advance=tell,
+            )
+    return [answers.get(sample) for sample in samples], refused
 
 
 def _windows(samples: Sequence[Sample], responses: Sequence[Any]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
@@ -283,25 +310,6 @@ def _explained(score: Score, refused: dict[str, str]) -> Score:
     if score.status != "unscored" or score.item_id not in refused:
         return score
     return dataclasses.replace(score, reason=f"{score.reason}: {refused[score.item_id]}".lstrip(": "))
-
-
-def _result(model: _Model, cell: Cell, scores: Sequence[Score], seconds: dict[str, float]) -> Result:
-    stage, evaluator = model.stage, cell.task.evaluator
-    return Result(
-        method=stage.task.name,
-        backbone=stage.card.name,
-        evaluator=cell.task.name,
-        metrics=evaluator.aggregate(scores),
-        intervals=evaluator.intervals(scores),
-        num_samples=sum(score.value is not None for score in scores),
-        num_unparsed=sum(score.status == "unparsed" for score in scores),
-        num_unscored=sum(score.status == "unscored" for score in scores),
-        seeds=(stage.seed,),
-        protocol=evaluator.protocol,
-        world=stage.card.world,
-        key=cell.key,
-        provenance=_provenance(model, cell, seconds),
-    )
 
 
 def _provenance(model: _Model, cell: Cell, seconds: dict[str, float]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segros_eval.commands.console import FAILED, UNUSABLE, RichListener, err, names, out, seeds_of, write_document
+from segros_eval.commands.console import FAILED, UNUSABLE, err, names, out, seeds_of, write_document
 from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
@@ -145,17 +145,20 @@ def carry_out(
         if as_json:
             write_document({"plan": _plan_document(plan), "missing": [str(problem) for problem in problems]})
             return
-        out().print(show_plan(plan), *([show_problems(problems)] if problems else ["Nothing is missing."]), sep="\n")
+        console = out()
+        console.print(show_plan(plan))
+        console.print(show_problems(problems) if problems else "Nothing is missing.", soft_wrap=True)
         return
     if problems:
         if as_json:
             write_document({"cells": [], "missing": [str(problem) for problem in problems]})
-        err().print(show_problems(problems))
+        err().print(show_problems(problems), soft_wrap=True)
         raise typer.Exit(UNUSABLE)
     _run(plan, out_folder=out_folder, device=device, max_unscored=max_unscored, as_json=as_json)
 
 
 def _run(plan: RunPlan, *, out_folder: Path, device: str, max_unscored: float, as_json: bool) -> None:
+    from segros_eval.commands.listener import RichListener
     from segros_eval.display import show_outcomes
     from segros_eval.leaderboard import load_results, render
     from segros_eval.reference import load_reference
