@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from segros_eval.evaluators import Result, Score
 from segros_eval.sheets import MISSING, Head, Sheet, SheetCell, SheetRow, interval_text, number
@@ -19,6 +20,7 @@ from segros_train.errors import PrerequisiteError
 __all__ = ["Comparison", "Contrast", "compare_runs", "comparison_sheets"]
 
 ROUNDING = 1e-6
+ITEM_MEAN = "mean over items"
 
 
 @dataclass(frozen=True)
@@ -150,38 +152,44 @@ def _mismatch(a: Result, b: Result) -> str:
 
 def _contrasts(result: Result, a: Sequence[Score], b: Sequence[Score]) -> list[Contrast]:
     name, aggregate = _headline(result, a)
-    found = [Contrast(result.evaluator, name, paired_difference(a, b, aggregate=aggregate))]
+    unit = _unit(result)
+    whole = paired_difference(a, b, aggregate=aggregate, stratified=_nested(a), unit=unit)
+    found = [Contrast(result.evaluator, name, whole)]
     groups = list(dict.fromkeys(score.group for score in a if score.group))
     if len(groups) < 2:
         return found
     for group in groups:
         of_a, of_b = ([score for score in scores if score.group == group] for scores in (a, b))
         if _share_scored(of_a, of_b):
-            found.append(Contrast(result.evaluator, group, paired_difference(of_a, of_b)))
+            found.append(Contrast(result.evaluator, group, paired_difference(of_a, of_b, unit=unit)))
     return found
+
+
+def _nested(scores: Sequence[Score]) -> bool:
+    """Tell whether no cluster lies in two groups, so that groups can be resampled apart."""
+    pairs = {(score.cluster_id, score.group) for score in scores}
+    return len(pairs) == len({cluster for cluster, _ in pairs})
+
+
+def _unit(result: Result) -> str:
+    """Return what the evaluator's own intervals call a cluster."""
+    estimators = [interval.estimator for interval in result.intervals.values() if "-clustered" in interval.estimator]
+    return estimators[0].partition("-clustered")[0] if estimators else "cluster"
 
 
 def _headline(result: Result, scores: Sequence[Score]) -> tuple[str, Aggregate]:
     """Return the mean that reproduces the run's headline; the mean over items where none does (an F1, a total)."""
-    pooled = pooled_mean(scores)
     printed = result.metrics[result.headline]
-    for aggregate in (macro_mean, pooled):
-        value = _value(scores, aggregate)
-        if printed is not None and value is not None and abs(value - printed) < ROUNDING:
-            return result.headline, aggregate
-    return "mean over items", pooled
-
-
-def _value(scores: Sequence[Score], aggregate: Aggregate) -> float | None:
-    import numpy as np
-
     groups: dict[str, list[float]] = {}
     for score in scores:
         if score.value is not None:
-            groups.setdefault(score.group, []).append(score.value)
-    if not groups:
-        return None
-    return 100 * float(aggregate({name: np.array([np.mean(values)]) for name, values in groups.items()})[0])
+            groups.setdefault(score.group, []).append(100 * score.value)
+    if printed is None or not groups:
+        return ITEM_MEAN, pooled_mean
+    if abs(fmean(map(fmean, groups.values())) - printed) < ROUNDING:
+        return result.headline, macro_mean
+    pooled = fmean(value for values in groups.values() for value in values)
+    return (result.headline if abs(pooled - printed) < ROUNDING else ITEM_MEAN), pooled_mean
 
 
 def _share_scored(a: Sequence[Score], b: Sequence[Score]) -> bool:
