@@ -73,7 +73,8 @@ def test_only_the_method_none_trains_nothing(train_task: TrainTask) -> None:
 
 
 def test_a_table_of_the_paper_is_made_of_what_is_declared(paper_table: PaperTable, catalog: Catalog) -> None:
-    published = load_reference().table(paper_table.table)
+    assert paper_table.train
     assert set(paper_table.train) <= set(catalog.methods)
     assert paper_table.backbones
-    assert set(paper_table.backbones) <= {row.backbone for row in published.rows}
+    printed = {row.backbone for row in load_reference().table(paper_table.table).rows}
+    assert not printed or set(paper_table.backbones) <= printed

@@ -1,0 +1,230 @@
+"""Every backbone whose weights are in the package keeps the contract of `Backbone`, under every declared method."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from segros_train.backbone import Backbone, Realisation
+from segros_train.backbones import load
+from segros_train.data import GenerationSample, InstructionSample
+from segros_train.data.shapes import GenerationSet, InstructionSet
+from segros_train.errors import PrerequisiteError
+from segros_train.types import BackboneCard, GenerationBatch, InstructionBatch, TrainTask
+
+BATCH = 4
+PROMPTS = ("a photo of a red circle", "a photo of two blue squares", "a photo of a green star left of a yellow circle")
+QUESTIONS = ("Is there a red circle in the image?", "How many squares are there?")
+
+
+def generator(seed: int = 0) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+def drawings() -> list[GenerationSample]:
+    return [GenerationSet(seed=5, size=BATCH)[index] for index in range(BATCH)]
+
+
+def dialogues() -> list[InstructionSample]:
+    return [InstructionSet(seed=6, size=BATCH)[index] for index in range(BATCH)]
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_card: BackboneCard) -> Backbone:
+    return load(tiny_card)
+
+
+@pytest.fixture(scope="module")
+def captioned(backbone: Backbone) -> GenerationBatch:
+    prepare, samples = backbone.image_transform("generation"), drawings()
+    return GenerationBatch(
+        images=torch.stack([prepare(sample.image, generator()) for sample in samples]),
+        captions=tuple(sample.caption for sample in samples),
+        item_ids=tuple(sample.item_id for sample in samples),
+    )
+
+
+@pytest.fixture(scope="module")
+def asked(backbone: Backbone) -> InstructionBatch:
+    prepare, samples = backbone.image_transform("understanding"), dialogues()
+    return InstructionBatch(
+        images=torch.stack([prepare(sample.image, generator()) for sample in samples]),
+        dialogues=tuple(sample.dialogue for sample in samples),
+        item_ids=tuple(sample.item_id for sample in samples),
+    )
+
+
+def loss_under(backbone: Backbone, task: TrainTask, batch: GenerationBatch, *, seed: int = 0) -> Tensor:
+    """Return the loss of one micro-step, as the loop takes it."""
+    assert task.method is not None
+    backbone.realise(Realisation(attention=task.attention, hint_slot=task.hint_slot))
+    rng = generator(seed)
+    seen = backbone.embed(batch)
+    supervision = task.method.supervise(seen, backbone.masking_ratio(BATCH, rng), rng)
+    num_cells = seen.latent_grid[0] * seen.latent_grid[1]
+    supervision.check(num_visual=seen.image.shape[1], num_cells=num_cells)
+    return backbone.t2i_loss(batch, supervision, rng)
+
+
+def trained_parameters(backbone: Backbone) -> list[Tensor]:
+    groups = backbone.parameter_groups()
+    return [*groups.decayed, *groups.not_decayed]
+
+
+def test_every_method_takes_a_training_step(
+    backbone: Backbone, captioned: GenerationBatch, trained_task: TrainTask
+) -> None:
+    backbone.train()
+    backbone.zero_grad(set_to_none=True)
+    loss = loss_under(backbone, trained_task, captioned)
+    loss.backward()
+    assert loss.dim() == 0
+    assert math.isfinite(float(loss.detach()))
+    gradients = [parameter.grad for parameter in trained_parameters(backbone) if parameter.grad is not None]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    assert any(bool(gradient.count_nonzero()) for gradient in gradients)
+    assert all(p.grad is None for p in backbone.parameters() if not p.requires_grad)
+
+
+def test_equal_generators_give_equal_losses(
+    backbone: Backbone, captioned: GenerationBatch, trained_task: TrainTask
+) -> None:
+    backbone.eval()
+    with torch.no_grad():
+        losses = [float(loss_under(backbone, trained_task, captioned, seed=seed)) for seed in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_answers_are_learned_from(backbone: Backbone, asked: InstructionBatch) -> None:
+    backbone.train()
+    backbone.zero_grad(set_to_none=True)
+    loss = backbone.i2t_loss(asked)
+    loss.backward()
+    assert float(loss.detach()) > 0
+    assert any(p.grad is not None and bool(p.grad.count_nonzero()) for p in trained_parameters(backbone))
+
+
+def test_each_trained_parameter_is_decayed_or_not(backbone: Backbone) -> None:
+    named = [id(parameter) for parameter in trained_parameters(backbone)]
+    assert len(set(named)) == len(named)
+    assert set(named) == {id(parameter) for parameter in backbone.parameters() if parameter.requires_grad}
+
+
+def test_frozen_parts_stay_in_eval_mode(backbone: Backbone) -> None:
+    backbone.train()
+    parts = [module for module in backbone.modules() if len(list(module.children())) and len(list(module.parameters()))]
+    frozen = [part for part in parts if not any(parameter.requires_grad for parameter in part.parameters())]
+    assert frozen
+    assert not any(part.training for part in frozen)
+    backbone.eval()
+
+
+def test_embeddings_stand_for_the_tokens_and_patches_of_the_sample(
+    backbone: Backbone, captioned: GenerationBatch
+) -> None:
+    seen = backbone.embed(captioned)
+    assert not seen.text.requires_grad
+    assert not seen.image.requires_grad
+    tokens = [len(backbone.caption_tokens(caption)) for caption in captioned.captions]
+    assert seen.text_valid.sum(dim=1).tolist() == tokens
+    assert seen.text.shape[2] == seen.image.shape[2]
+
+
+def test_captions_and_images_are_embedded_alone_as_in_a_batch(backbone: Backbone, captioned: GenerationBatch) -> None:
+    together = backbone.embed(captioned)
+    for row in range(BATCH):
+        one = slice(row, row + 1)
+        alone = backbone.embed(GenerationBatch(captioned.images[one], captioned.captions[one], captioned.item_ids[one]))
+        torch.testing.assert_close(alone.image[0], together.image[row], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(alone.text[0][alone.text_valid[0]], together.text[row][together.text_valid[row]])
+
+
+def test_the_native_schedule_hides_a_share(backbone: Backbone) -> None:
+    shares = backbone.masking_ratio(BATCH, generator())
+    if shares is not None:
+        assert shares.shape == (BATCH,)
+        assert bool(((shares > 0) & (shares <= 1)).all())
+
+
+def test_images_come_in_order_and_do_not_depend_on_their_batch(backbone: Backbone, tiny_card: BackboneCard) -> None:
+    settings = replace(tiny_card.settings, num_steps=2, batch_size=2)
+    drawn = list(backbone.generate(PROMPTS, seeds=(3, 4, 5), settings=settings))
+    alone = [
+        next(iter(backbone.generate([p], seeds=[s], settings=settings)))
+        for p, s in zip(PROMPTS, (3, 4, 5), strict=True)
+    ]
+    assert all(image.mode == "RGB" and image.size == (tiny_card.image_size_px,) * 2 for image in drawn)
+    for image, other in zip(drawn, alone, strict=True):
+        apart = [abs(a - b) for a, b in zip(image.tobytes(), other.tobytes(), strict=True)]
+        assert max(apart) <= 2, "rounding may move a pixel by a step, another draw moves it by more"
+
+
+def test_another_seed_draws_another_image(backbone: Backbone, tiny_card: BackboneCard) -> None:
+    settings = replace(tiny_card.settings, num_steps=2)
+    first, second = backbone.generate([PROMPTS[0]] * 2, seeds=(0, 1), settings=settings)
+    assert first.tobytes() != second.tobytes()
+
+
+def test_questions_are_answered_alone_as_in_a_batch(backbone: Backbone) -> None:
+    images = [[sample.image] for sample in dialogues()[: len(QUESTIONS)]]
+    together = backbone.answer(images, QUESTIONS, max_new_tokens=4)
+    alone = [
+        backbone.answer([image], [question], max_new_tokens=4)[0]
+        for image, question in zip(images, QUESTIONS, strict=True)
+    ]
+    assert together == alone
+    assert all(isinstance(answer, str) for answer in together)
+
+
+def test_every_choice_gets_a_log_probability(backbone: Backbone) -> None:
+    images = [[sample.image] for sample in dialogues()[: len(QUESTIONS)]]
+    choices = (("yes", "no"), ("A", "B", "C", "D"))
+    scored = backbone.choice_logprobs(images, QUESTIONS, choices)
+    assert [len(row) for row in scored] == [2, 4]
+    assert all(math.isfinite(value) and value <= 0 for row in scored for value in row)
+
+
+def test_a_checkpoint_brings_back_weights_and_choices(
+    backbone: Backbone, tiny_card: BackboneCard, tmp_path: Path
+) -> None:
+    chosen = Realisation(attention="paper", hint_slot="prefix", text_dropout=0.25)
+    backbone.realise(chosen)
+    backbone.save_pretrained(tmp_path / "kept")
+    again = load(tiny_card, source=tmp_path / "kept")
+    assert again.realisation == chosen
+    before, after = backbone.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_images_are_prepared_alike_in_every_process(backbone: Backbone) -> None:
+    picture = drawings()[0].image
+    for purpose in ("generation", "understanding"):
+        prepare = backbone.image_transform(purpose)
+        image = prepare(picture, generator())
+        assert torch.equal(image, pickle.loads(pickle.dumps(prepare))(picture, generator()))
+        assert image.dtype == torch.float32
+        assert image.shape[0] == 3
+        assert -1 <= float(image.min()) < float(image.max()) <= 1
+
+
+def test_missing_weights_are_named_one_by_one(
+    card: BackboneCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGROS_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    family = importlib.import_module(f"segros_train.backbones.{card.family}")
+    missing = family.missing_weights(card)
+    assert len(missing) == len(card.weights)
+    assert all(file.repo in line for file, line in zip(card.weights, missing, strict=True))
+    if missing:
+        with pytest.raises(PrerequisiteError) as refusal:
+            load(card)
+        assert all(line in str(refusal.value) for line in missing)
