@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,8 @@ def score_of(case: Mapping[str, Any]) -> Score:
 
 
 @pytest.fixture(scope="module")
-def folder(request: pytest.FixtureRequest) -> Path:
-    path = Path(request.config.getoption("--golden")) / "geneval"
-    if not path.is_dir():
-        pytest.skip(f"no golden set {path}")
-    return path
+def folder(golden_set: Callable[[str], Path]) -> Path:
+    return golden_set("geneval")
 
 
 def load(path: Path) -> Any:
