@@ -34,10 +34,9 @@ class Recorded:
 
 
 def sample_of(case: Mapping[str, Any]) -> Sample:
-    prompt_id = "custom" if case["prompt_index"] is None else f"{case['prompt_index']:05d}"
-    draw = int(case["id"].rpartition("-")[2])
+    """Return the sample of a case; draws with equal records share a prompt, as in the official summary."""
     record = case["metadata"]
-    return Sample(f"{prompt_id}/{draw:04d}", prompt_id, "image", record["prompt"], seed=draw, metadata=record)
+    return Sample(case["id"], json.dumps(record), "image", record["prompt"], metadata=record)
 
 
 def score_of(case: Mapping[str, Any]) -> Score:
