@@ -26,6 +26,7 @@ def document(title: str, *, lead: str, sections: Iterable[tuple[str, str, str]])
     """
     parts = list(sections)
     links = "".join(f'<a href="#{escape(anchor)}">{escape(name)}</a>' for anchor, name, _ in parts if name)
+    contents = f"<nav>{links}</nav>\n" if links else ""
     style = (ASSETS / "page.css").read_text(encoding="utf-8")
     script = (ASSETS / "sort.js").read_text(encoding="utf-8")
     body = "\n".join(html for _, _, html in parts)
@@ -33,7 +34,7 @@ def document(title: str, *, lead: str, sections: Iterable[tuple[str, str, str]])
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
         f"<style>\n{style}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        f'<p class="lead">{escape(lead)}</p>\n<nav>{links}</nav>\n{body}\n<script>\n{script}</script>\n'
+        f'<p class="lead">{escape(lead)}</p>\n{contents}{body}\n<script>\n{script}</script>\n'
         "</body>\n</html>\n"
     )
 

@@ -151,8 +151,8 @@ def _sheets(one: Evaluation) -> Iterator[Sheet]:
 
 
 def _failures(one: Evaluation) -> Iterator[Sheet]:
-    """Count what went wrong by status, group and reason, most frequent first."""
-    wrong = Counter((s.status, s.group, s.reason or "no reason given") for s in one.scores if _is_wrong(s))
+    """Count what failed by kind, group and reason, most frequent first."""
+    wrong = Counter((_state(s), s.group, s.reason or "no reason given") for s in one.scores if _is_wrong(s))
     if not wrong:
         return
     rows = tuple(
@@ -161,9 +161,13 @@ def _failures(one: Evaluation) -> Iterator[Sheet]:
     )
     left = len(wrong) - len(rows)
     notes = (f"{left} rarer reasons are left out.",) if left > 0 else ()
-    heads = (Head("Items", numeric=True), Head("Status"), Head("Group"), Head("Reason"))
+    heads = (Head("Items", numeric=True), Head("What"), Head("Group"), Head("Reason"))
     name = one.result.evaluator
     yield Sheet(f"{name}-failures-{one.result.world}", "report", f"{name}: what failed", "", heads, rows, notes)
+
+
+def _state(score: Score) -> str:
+    return "wrong" if score.status == "scored" else score.status
 
 
 def _is_wrong(score: Score) -> bool:
