@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
 from segros_train.checkpoint import (
     Checkpoint,
@@ -160,9 +160,11 @@ class _Trainer:
         max_unreadable: int,
     ) -> None:
         # Precision is the objective's matter: Accelerate fixes it once per process, and a process may train twice.
+        # Accumulation is the recipe's, whatever the launcher's environment says.
         self.accelerator = Accelerator(
             mixed_precision="no",
             device_placement=False,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         if self.accelerator.num_processes > 1:

@@ -133,13 +133,7 @@ def stream(batches: MicroBatches[Batch], *, start: int, stop: int, num_workers: 
         stop: One past the last micro-step.
         num_workers: Processes that read ahead; 0 reads in this one.
     """
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=num_workers,
-        prefetch_factor=4 if num_workers else None,
-    )
+    loader = DataLoader(batches, batch_size=None, sampler=range(start, stop), num_workers=num_workers)
     return iter(loader)
 
 

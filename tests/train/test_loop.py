@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_training import ToyBackbone, ToyDialogues, ToyImages, train_toy
+from toy_training import PlainBackbone, ToyBackbone, ToyDialogues, ToyImages, train_toy
 
 from segros_train.data.reading import DataError
 from segros_train.errors import PrerequisiteError
@@ -75,17 +75,6 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     again = train_toy(tmp_path, backbone=backbone)
     assert again == first
     assert backbone.seen == []
-
-
-class PlainBackbone(ToyBackbone):
-    """A backbone whose loss is a mean over images that depends on no draw."""
-
-    def __init__(self) -> None:
-        super().__init__(dropout=0.0)
-
-    def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: torch.Generator) -> torch.Tensor:
-        pixels = batch.images.flatten(2).mT
-        return ((self.body(self.encoder(pixels)) - pixels) ** 2).mean()
 
 
 def test_accumulation_equals_one_big_batch(tmp_path: Path) -> None:

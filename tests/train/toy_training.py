@@ -152,6 +152,17 @@ class ToyBackbone(Backbone):
         raise NotImplementedError
 
 
+class PlainBackbone(ToyBackbone):
+    """A backbone whose loss is a mean over images that depends on no draw."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0)
+
+    def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: torch.Generator) -> Tensor:
+        pixels = batch.images.flatten(2).mT
+        return ((self.body(self.encoder(pixels)) - pixels) ** 2).mean()
+
+
 def train_toy(directory: Path, *, backbone: ToyBackbone | None = None, **changes: object) -> TrainOutcome:
     """Train a toy backbone; fields of the recipe and arguments of `train` can be changed by name."""
     fields = {name: changes.pop(name) for name in list(changes) if name in Recipe.__dataclass_fields__}
@@ -161,4 +172,6 @@ def train_toy(directory: Path, *, backbone: ToyBackbone | None = None, **changes
 
 
 if __name__ == "__main__":
-    train_toy(Path(sys.argv[1]), optimizer_steps=int(sys.argv[2]), checkpoint_steps=5)
+    # One of the processes of a distributed run, which stops and goes on.
+    for stop in (5, None):
+        train_toy(Path(sys.argv[1]), backbone=PlainBackbone(), stop_after=stop)
