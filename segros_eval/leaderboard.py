@@ -215,4 +215,4 @@ def _embedded(text: str, table: str, path: Path) -> str:
     _, end, after = rest.partition(END)
     if not end:
         raise PrerequisiteError(f"{path} has {BEGIN} without {END} after it. Put the closing mark back.")
-    return f"{before}{BEGIN}\n{table}{END}{after}"
+    return f"{before}{BEGIN}\n\n{table}\n{END}{after}"
