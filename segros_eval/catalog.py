@@ -1,8 +1,8 @@
 """What can be run: the values declared below a `tasks/` folder.
 
-Declarations are frozen values (`BackboneCard`, `TrainTask`, `EvalTask`, `DataCard`, `PaperTable`, and recipes in a
-mapping called `RECIPES`). The folder is loaded by path under a private module name, so that a copy in the working
-directory, the repository's and the one inside the wheel never meet. No torch is imported here.
+Declarations are frozen values (`BackboneCard`, `TrainTask`, `EvalTask`, `DataCard`, `PaperTable`, `BenchmarkData`,
+and recipes in a mapping called `RECIPES`). The folder is loaded by path under a private module name, so that a copy
+in the working directory, the repository's and the one inside the wheel never meet. No torch is imported here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from segros_eval.evaluators import EvalTask
+from segros_eval.fetch import BenchmarkData
 from segros_eval.reference import PaperTable
 from segros_train.errors import PrerequisiteError
 from segros_train.types import BackboneCard, DataCard, Recipe, TrainTask
@@ -31,6 +32,7 @@ KINDS: Mapping[type, str] = {
     EvalTask: "evaluators",
     DataCard: "data",
     PaperTable: "tables",
+    BenchmarkData: "benchmarks",
 }
 SET_ASIDE = ("ablations", "pretrain")
 """Files of `tasks/train` that `all` leaves out: they are asked for by name, or all together by the file's name."""
@@ -48,6 +50,7 @@ class Catalog:
         data: Training data.
         recipes: Training recipes.
         tables: Tables of the paper.
+        benchmarks: Official files of benchmarks.
         groups: Names declared by each file of `tasks/train` and `tasks/eval`, by the file's stem.
     """
 
@@ -58,6 +61,7 @@ class Catalog:
     data: Mapping[str, DataCard] = field(default_factory=dict)
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     tables: Mapping[str, PaperTable] = field(default_factory=dict)
+    benchmarks: Mapping[str, BenchmarkData] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from segros_eval.commands import look, move, results
 from segros_eval.commands import run as running
 from segros_eval.commands.console import UNUSABLE, emit, err, refuse
 from segros_train.errors import PrerequisiteError
@@ -72,6 +73,16 @@ def _prepare(
 app.command("run")(running.run)
 app.command("train")(running.train)
 app.command("eval")(running.evaluate)
+app.command("score")(results.score)
+app.command("leaderboard")(results.leaderboard)
+app.command("compare")(results.compare)
+app.command("report")(results.report)
+app.command("paper")(results.paper)
+app.command("explain")(look.explain)
+app.command("list")(look.show_list)
+app.command("doctor")(look.doctor)
+app.add_typer(move.data, name="data")
+app.command("export")(move.export)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from segros_eval.preflight import GIB, Cost, Problem, estimate
 from segros_eval.reference import Column, PublishedRow, Reference
 from segros_eval.runner import Outcome
 
-__all__ = ["show_outcomes", "show_plan", "show_problems"]
+__all__ = ["show_outcomes", "show_plan", "show_problems", "show_result"]
 
 WORLDS = {"photo": "photographs", "shapes": "the embedded world of shapes"}
 MISSING = "–"
@@ -77,12 +77,29 @@ def show_outcomes(outcomes: Sequence[Outcome], reference: Reference) -> Renderab
             for outcome in scored
             if outcome.result and (outcome.result.evaluator, outcome.result.world) == (evaluator, world)
         ]
-        parts += [_results_table(group, reference), *_notes(group, world)]
+        parts += [_results_table(group, reference), *_notes([one.result for one in group if one.result])]
     failed = [outcome for outcome in outcomes if outcome.failure]
     for outcome in failed:
         what = f"{outcome.stage.folder}, {outcome.cell.task.name}" if outcome.cell else outcome.stage.folder
         parts.append(Text.assemble(("failed  ", "bold red"), f"{what}: {outcome.failure}"))
     return Group(*parts)
+
+
+def show_result(result: Result, title: str, reference: Reference) -> RenderableType:
+    """Return the numbers of one evaluation of something segros did not draw itself."""
+    columns = _columns(result, reference)
+    table = _frame(f"{title} of {result.backbone}", (), columns)
+    table.add_row(*_measured(result, columns))
+    return Group(table, *_notes([result]))
+
+
+def _frame(title: str, lead: Sequence[str], columns: Sequence[Column]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold", title_justify="left")
+    for name in lead:
+        table.add_column(name, no_wrap=True)
+    for name in (*(column.title for column in columns), "95% interval", "n", "Unscored"):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def _results_table(outcomes: Sequence[Outcome], reference: Reference) -> Table:
@@ -93,13 +110,7 @@ def _results_table(outcomes: Sequence[Outcome], reference: Reference) -> Table:
     many_seeds = len({result.seeds for result in results}) > 1
     title = cell.task.title if cell else ""
     title += "" if many_backbones else f" of {stage.card.title}"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold", title_justify="left")
-    for name in ("Backbone",) * many_backbones + ("Method",) + ("Seed",) * many_seeds:
-        table.add_column(name, no_wrap=True)
-    for column in columns:
-        table.add_column(column.title, justify="right", no_wrap=True)
-    for name in ("95% interval", "n", "Unscored"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _frame(title, ("Backbone",) * many_backbones + ("Method",) + ("Seed",) * many_seeds, columns)
     for outcome, result in zip(outcomes, results, strict=True):
         lead = [outcome.stage.card.title] * many_backbones + [outcome.stage.task.title]
         lead += [", ".join(map(str, result.seeds))] * many_seeds
@@ -145,14 +156,13 @@ def _number(value: float | str | None) -> str:
     return f"{value:.1f}" if isinstance(value, (int, float)) else value or MISSING
 
 
-def _notes(outcomes: Sequence[Outcome], world: str) -> Iterator[Text]:
-    results = [outcome.result for outcome in outcomes if outcome.result is not None]
+def _notes(results: Sequence[Result]) -> Iterator[Text]:
     first = results[0]
-    about = f"World: {WORLDS[world]}. Protocol: {first.protocol}."
+    about = f"World: {WORLDS[first.world]}. Protocol: {first.protocol}."
     estimators = dict.fromkeys(interval.estimator for result in results for interval in result.intervals.values())
     if estimators:
         about += f" Interval of {first.headline}: {next(iter(estimators))}."
-    if world != "photo":
+    if first.world != "photo":
         about += " Not comparable with published numbers."
     if any(result.provenance.get("subset") for result in results):
         about += f" A subset: {first.provenance.get('limit')} prompts."

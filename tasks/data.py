@@ -1,5 +1,6 @@
-"""Training data: the paper's two sets, and the embedded world."""
+"""Training data (the paper's two sets, and the embedded world) and the official files of benchmarks."""
 
+from segros_eval.fetch import BenchmarkData, PinnedFile
 from segros_train.types import DataCard
 
 shapes = DataCard(
@@ -22,4 +23,20 @@ blip3o_60k = DataCard(
     generation="webdataset:BLIP3o-60k",
     instruction="llava:LLaVA-Instruct-150K",
     notes="Holds about 7,000 to 10,000 captions in GenEval's templates: GenEval after it is contaminated.",
+)
+geneval = BenchmarkData(
+    name="geneval",
+    files=(
+        PinnedFile(
+            name="evaluation_metadata.jsonl",
+            url="https://raw.githubusercontent.com/djghosh13/geneval/main/prompts/evaluation_metadata.jsonl",
+            sha256="5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13",
+        ),
+        PinnedFile(
+            name="object_names.txt",
+            url="https://raw.githubusercontent.com/djghosh13/geneval/main/prompts/object_names.txt",
+            sha256="608f6a0e5c8ca1c7a92b818430141fe268c85b7930b50f4160f1d65893b5bacd",
+        ),
+    ),
+    licence="MIT",
 )

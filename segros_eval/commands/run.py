@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,12 +106,13 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint."""
+    from segros_eval.checkpoints import backbone_of, checkpoint_in, method_of
     from segros_eval.plan import Request
 
-    folder = _checkpoint_in(checkpoint)
+    folder = checkpoint_in(checkpoint)
     request = Request(
-        methods=(method or _method_of(folder),),
-        backbones=(_backbone_of(folder),),
+        methods=(method or method_of(folder),),
+        backbones=(backbone_of(folder),),
         evaluators=names(evaluators),
         seeds=seeds_of(seed),
         overrides=tuple(overrides or ()),
@@ -227,45 +227,3 @@ def _check_not_empty(request: Request) -> None:
     for option, given in (("--method", request.methods), ("--backbone", request.backbones)):
         if not given:
             raise PrerequisiteError(f"{option} names nothing. `segros list` shows what there is.")
-
-
-def _checkpoint_in(folder: Path) -> Path:
-    """Return a checkpoint's folder: the one named, or the newest of the run folder named."""
-    if (folder / "config.json").is_file():
-        return folder
-    for below in (folder / "train" / "checkpoints", folder / "checkpoints", folder):
-        found = sorted(path.parent for path in below.glob("step-*/config.json"))
-        if found:
-            return found[-1]
-    raise PrerequisiteError(
-        f"There is no checkpoint in {folder}: it has no config.json. "
-        "Name a folder that `segros train` wrote, e.g. runs/<run>/train/checkpoints/<step>, or a run folder."
-    )
-
-
-def _backbone_of(checkpoint: Path) -> str:
-    config = _json(checkpoint / "config.json")
-    name = config.get("card") or config.get("name")
-    if not isinstance(name, str):
-        raise PrerequisiteError(
-            f"{checkpoint / 'config.json'} names no backbone: it was not written by segros. "
-            "Published weights belong into the folder that `segros doctor` names."
-        )
-    return name
-
-
-def _method_of(checkpoint: Path) -> str:
-    for folder in checkpoint.resolve().parents[:3]:
-        if (folder / "plan.json").is_file():
-            return str(_json(folder / "plan.json")["task"]["name"])
-    raise PrerequisiteError(f"{checkpoint} lies in no run folder. Say with --method what trained it.")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PrerequisiteError(f"Cannot read {path}: {error}. Take another checkpoint.") from error
-    if not isinstance(value, dict):
-        raise PrerequisiteError(f"{path} is not what segros wrote. Take another checkpoint.")
-    return value

@@ -1,0 +1,142 @@
+"""`segros data` and `segros export`: files that come in and go out."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from segros_eval.commands.console import FAILED, emit, err, out
+from segros_train.errors import PrerequisiteError, unknown_name
+from segros_train.files import read_jsonl, replace_file
+
+if TYPE_CHECKING:
+    from segros_eval.fetch import BenchmarkData
+    from segros_train.backbone import Backbone
+
+__all__ = ["check", "data", "export", "fetch"]
+
+data = typer.Typer(no_args_is_help=True, help="Fetch and check the official files of benchmarks.")
+Name = Annotated[str, typer.Argument(help="Name of a benchmark, or all.")]
+
+
+@data.command("fetch")
+def fetch(name: Name) -> None:
+    """Fetch a benchmark's official files and check their digests."""
+    from segros_eval.fetch import fetch_file, file_fault, home_of
+
+    for benchmark in _benchmarks(name):
+        for file in benchmark.files:
+            if file_fault(file, home_of(benchmark)) is None:
+                emit(f"there     {home_of(benchmark) / file.name}")
+                continue
+            with err().status(f"{file.name}: connecting") as status:
+                count = _Bytes(lambda total, file=file: status.update(f"{file.name}: {total / 2**20:.1f} MiB"))
+                path = fetch_file(file, home_of(benchmark), advance=count)
+            emit(f"fetched   {path}")
+
+
+@data.command("check")
+def check(name: Name = "all") -> None:
+    """Tell whether a benchmark's files are there and are what the protocol means."""
+    from segros_eval.fetch import file_fault, home_of
+
+    faulty = False
+    for benchmark in _benchmarks(name):
+        for file in benchmark.files:
+            fault = file_fault(file, home_of(benchmark))
+            faulty |= fault is not None
+            mark = ("ok        ", "green") if fault is None else (f"{fault}  ", "bold red")
+            out().print(Text.assemble(mark, str(home_of(benchmark) / file.name)), soft_wrap=True)
+    if faulty:
+        err().print("Fetch what is missing with `segros data fetch`.")
+        raise typer.Exit(FAILED)
+
+
+class _Bytes:
+    """Add up bytes and tell the sum."""
+
+    def __init__(self, tell: Any) -> None:
+        self.tell, self.total = tell, 0
+
+    def __call__(self, num_more: int) -> None:
+        self.total += num_more
+        self.tell(self.total)
+
+
+def _benchmarks(name: str) -> list[BenchmarkData]:
+    from segros_eval.catalog import load_catalog
+
+    known = load_catalog().benchmarks
+    if name == "all":
+        return list(known.values())
+    if name not in known:
+        raise unknown_name("benchmark", name, (*known, "all"))
+    return [known[name]]
+
+
+def export(
+    source: Annotated[Path, typer.Argument(help="A checkpoint (upstream) or a run folder (geneval).")],
+    fmt: Annotated[
+        str, typer.Option("--format", help="upstream: weights under upstream's names. geneval: images as its scripts.")
+    ] = "upstream",
+    to: Annotated[Path | None, typer.Option("--to", help="File (upstream) or folder (geneval) to write.")] = None,
+) -> None:
+    """Write weights or images in the form that the upstream projects read."""
+    if fmt == "upstream":
+        _export_weights(source, to)
+    elif fmt == "geneval":
+        _export_images(source, to or source / "geneval")
+    else:
+        raise unknown_name("format", fmt, ("upstream", "geneval"))
+
+
+def _export_weights(source: Path, to: Path | None) -> None:
+    from safetensors.torch import save_file
+
+    from segros_eval.checkpoints import backbone_of, checkpoint_in
+
+    checkpoint = checkpoint_in(source)
+    backbone = _loaded(backbone_of(checkpoint), checkpoint)
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in backbone.upstream_state().items()}
+    target = to or Path(f"{backbone.card.name}-upstream.safetensors")
+    replace_file(target, partial(save_file, state))
+    emit(f"written   {target}")
+
+
+def _loaded(name: str, checkpoint: Path) -> Backbone:
+    from segros_eval.catalog import load_catalog
+    from segros_train import backbones
+
+    known = load_catalog().backbones
+    if name not in known:
+        raise unknown_name("backbone", name, known)
+    return backbones.load(known[name], source=checkpoint)
+
+
+def _export_images(run: Path, to: Path) -> None:
+    from segros_eval.catalog import load_catalog
+    from segros_eval.evaluators.geneval_folder import write_geneval_folder
+    from segros_eval.store import read_result
+    from segros_train.files import segros_home
+
+    place = run / "evals" / "geneval"
+    result = read_result(place / "result.json")
+    task = load_catalog().evaluators["geneval"]
+    asked = task.evaluator.samples(result.world, segros_home() / "data" / "geneval", result.seeds)
+    drawn = {item["item_id"]: item for item in read_jsonl(place / "items.jsonl") if item.get("image")}
+    images = [
+        (sample, place / drawn[sample.item_id]["image"])
+        for sample in asked
+        if sample.item_id in drawn and drawn[sample.item_id]["prompt"] == sample.prompt
+    ]
+    if len(images) < len(drawn):
+        raise PrerequisiteError(
+            f"{run} was drawn for other prompts than {task.title} now asks: {len(images)} of {len(drawn)} agree. "
+            "Draw it again, or export with the declarations it was made with."
+        )
+    write_geneval_folder(to, images)
+    emit(f"written   {to} ({len(images)} images)")

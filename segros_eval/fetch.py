@@ -1,0 +1,107 @@
+"""Official files of benchmarks: fetched once, checked by digest, kept below `$SEGROS_HOME/data`."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from segros_train.errors import PrerequisiteError
+from segros_train.files import file_sha256, segros_home
+
+__all__ = ["BenchmarkData", "PinnedFile", "fetch_file", "file_fault", "home_of"]
+
+CHUNK_BYTES = 1 << 20
+TIMEOUT_SECONDS = 30
+PARTIAL_CONTENT = 206
+
+
+@dataclass(frozen=True)
+class PinnedFile:
+    """A published file.
+
+    Attributes:
+        name: Name in the benchmark's folder.
+        url: Where its authors publish it.
+        sha256: Digest of the version that the protocol means.
+    """
+
+    name: str
+    url: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BenchmarkData:
+    """The official files of a benchmark; a value of `tasks/data.py`.
+
+    Attributes:
+        name: Name on the command line, and of the folder.
+        files: What it consists of.
+        licence: Licence of the files.
+    """
+
+    name: str
+    files: tuple[PinnedFile, ...]
+    licence: str = ""
+
+
+def home_of(data: BenchmarkData) -> Path:
+    """Return the folder of a benchmark's files."""
+    return segros_home() / "data" / data.name
+
+
+def file_fault(file: PinnedFile, folder: Path) -> str | None:
+    """Say what is wrong with a file: missing, or of another digest; None where it is right."""
+    path = folder / file.name
+    if not path.is_file():
+        return "missing"
+    digest = file_sha256(path)
+    return None if digest == file.sha256 else f"sha256 is {digest[:12]}…, expected {file.sha256[:12]}…"
+
+
+def fetch_file(file: PinnedFile, folder: Path, *, advance: Callable[[int], None]) -> Path:
+    """Fetch a file, going on where an earlier attempt stopped.
+
+    Args:
+        file: What to fetch.
+        folder: Where it goes.
+        advance: Told how many bytes have come.
+
+    Raises:
+        PrerequisiteError: If it cannot be reached, or is not what the protocol means.
+    """
+    path, partial = folder / file.name, folder / f".{file.name}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _download(file.url, partial, advance)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise PrerequisiteError(
+            f"Cannot fetch {file.url}: {getattr(error, 'reason', error)}. Without a network, fetch it elsewhere and "
+            f"put it at {path}; `segros data check` tells whether it is right."
+        ) from error
+    except OSError as error:
+        raise PrerequisiteError(f"Cannot write to {folder}: {error.strerror}. Set $SEGROS_HOME to another.") from error
+    digest = file_sha256(partial)
+    if digest != file.sha256:
+        partial.unlink()
+        raise PrerequisiteError(
+            f"{file.url} has changed: its sha256 is {digest}, the protocol means {file.sha256}. "
+            f"Find that version and put it at {path}."
+        )
+    partial.replace(path)
+    return path
+
+
+def _download(url: str, partial: Path, advance: Callable[[int], None]) -> None:
+    start = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+        resumed = answer.status == PARTIAL_CONTENT
+        advance(start if resumed else 0)
+        with partial.open("ab" if resumed else "wb") as stream:
+            while chunk := answer.read(CHUNK_BYTES):
+                stream.write(chunk)
+                advance(len(chunk))
