@@ -1,4 +1,4 @@
-"""Options and markers of the whole suite."""
+"""Options of the whole suite."""
 
 from __future__ import annotations
 
@@ -18,8 +18,3 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of golden sets; default: the committed copies",
     )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers."""
-    config.addinivalue_line("markers", "gpu: needs a GPU")

@@ -116,6 +116,10 @@ class Harmon(Backbone):
         prompts = self.tokenizer.pad(rows, device=self.device)
         return Embeddings(self._embed_ids(prompts.ids), prompts.caption, image, grid, grid)
 
+    def caption_tokens(self, caption: str) -> list[str]:
+        """Return the text of each caption token, in the order of the valid places of `embed`'s text."""
+        return self.tokenizer.caption_tokens(caption, limit=self.model.config.max_caption_tokens)
+
     def masking_ratio(self, size: int, rng: Generator) -> Tensor:
         """Draw one share of hidden cells for the whole batch, [size]."""
         uniform = torch.rand(1, generator=rng, device=rng.device, dtype=torch.float64)

@@ -126,15 +126,26 @@ class HarmonTokenizer:
             caption: As written; outer blanks are dropped.
             limit: Largest number of ids; the rest is cut off on the right.
         """
+        ids, spans = self._caption(caption)
+        return Prompt(ids[:limit], tuple(span is not None for span in spans)[:limit])
+
+    def caption_tokens(self, caption: str, *, limit: int | None = None) -> list[str]:
+        """Return the text of each token that `caption` marks, in order; arguments as there."""
+        _, spans = self._caption(caption)
+        return [caption.strip()[span] for span in spans[:limit] if span is not None]
+
+    def _caption(self, caption: str) -> tuple[tuple[int, ...], list[slice | None]]:
+        """Return the ids of a caption's prompt and, for tokens of the caption, their place in it."""
         caption = caption.strip()
         encoding = self._encode(USER + CAPTION + caption + ASSISTANT)
-        first = len(USER) + len(CAPTION)
-        last = first + len(caption)
-        marks = tuple(
-            start < last and stop > first and index not in self._special
+        first, size = len(USER) + len(CAPTION), len(caption)
+        spans = [
+            slice(max(start - first, 0), min(stop - first, size))
+            if start - first < size and stop > first and index not in self._special
+            else None
             for index, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
-        )
-        return Prompt(tuple(encoding.ids[:limit]), marks[:limit])
+        ]
+        return tuple(encoding.ids), spans
 
     def request(self, request: str, *, limit: int | None = None) -> Prompt:
         """Tokenise a prompt without a caption; arguments as in `caption`."""
