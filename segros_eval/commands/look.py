@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from segros_eval.commands.console import emit, out, write_document
@@ -35,7 +34,8 @@ def show_list(as_json: AsJson = False) -> None:
         return
     console = out()
     for title, rows in sections:
-        console.print(_listing(title, rows))
+        if rows:
+            console.print(_listing(title, rows), soft_wrap=True)
     console.print(Text(f"Declared in {catalog.source}", style="dim"), soft_wrap=True)
 
 
@@ -71,13 +71,10 @@ def _sections(catalog: Catalog) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
 
 
-def _listing(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    table = Table(box=None, pad_edge=False, title=title, title_style="bold", title_justify="left", show_header=False)
-    table.add_column(min_width=26, no_wrap=True)
-    table.add_column(style="dim")
-    for name, facts in rows:
-        table.add_row(f"  {name}", facts)
-    return table
+def _listing(title: str, rows: Iterable[tuple[str, str]]) -> Text:
+    lines = [Text(title, style="bold")]
+    lines += [Text.assemble(f"  {name:<26}", (facts, "dim")) for name, facts in rows]
+    return Text("\n").join(lines)
 
 
 def doctor(
@@ -106,7 +103,7 @@ def doctor(
     console = out()
     facts = {**document["versions"], "device": document["device"], "free disk": f"{document['disk_free_gib']} GiB"}
     facts |= {"commit": document["commit"] or "none", "fetched files": document["home"], "tasks": str(catalog.source)}
-    console.print(_listing("This machine", [(name, str(value)) for name, value in facts.items()]))
+    console.print(_listing("This machine", [(name, str(value)) for name, value in facts.items()]), soft_wrap=True)
     for title, found in (("Weights", weights), ("Training data", data)):
         console.print(Text(title, style="bold"))
         for name, problems in found.items():

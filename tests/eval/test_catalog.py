@@ -1,0 +1,90 @@
+"""The catalog reads declarations by path, and says what is wrong with them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cli_world
+import pytest
+
+from segros_eval import catalog
+from segros_eval.catalog import find_tasks, load_catalog
+from segros_train.errors import PrerequisiteError
+
+
+def test_every_kind_of_declaration_is_collected_by_name(tmp_path: Path) -> None:
+    found = load_catalog(cli_world.declare(tmp_path))
+    assert list(found.backbones) == ["micro"]
+    assert set(found.methods) == {"none", "sft", "segros", "segros-noise-0"}
+    assert set(found.evaluators) == {"geneval", "photos-only"}
+    assert set(found.data) == {"shapes", "photos"}
+    assert set(found.recipes) == {"micro"}
+
+
+def test_all_methods_leaves_ablations_out(tmp_path: Path) -> None:
+    assert load_catalog(cli_world.declare(tmp_path)).main_methods == ("none", "sft", "segros")
+
+
+def test_the_projects_own_declarations_hold_the_five_methods_of_the_paper() -> None:
+    own = load_catalog(Path(catalog.__file__).parent.parent / "tasks")
+    assert own.main_methods == ("none", "sft", "reca", "segros", "drop-loss")
+
+
+def test_every_card_names_a_recipe_and_data_that_are_declared() -> None:
+    own = load_catalog(Path(catalog.__file__).parent.parent / "tasks")
+    for card in own.backbones.values():
+        assert card.recipe in own.recipes
+        assert own.data[card.data].world == card.world
+
+
+def test_two_values_of_one_name_are_refused_with_both_files(tmp_path: Path) -> None:
+    tasks = cli_world.declare(tmp_path)
+    (tasks / "train" / "more.py").write_text(
+        "from segros_train.types import TrainTask\nagain = TrainTask(name='sft', title='SFT', method=None)\n"
+    )
+    with pytest.raises(PrerequisiteError, match=r"Two methods are called 'sft'.*methods\.py.*more\.py"):
+        load_catalog(tasks)
+
+
+def test_a_value_that_another_file_imports_is_declared_once(tmp_path: Path) -> None:
+    tasks = cli_world.declare(tmp_path)
+    (tasks / "train" / "aaa.py").write_text("from .methods import sft\n")
+    assert "aaa" not in {stem for stem, names in load_catalog(tasks).groups.items() if names}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x = (", "line 1"),
+        ("from nowhere import something", "nowhere"),
+        ("from segros_train.types import Recipe\nRECIPES = {'a': Recipe(optimiser_steps=1)}", "optimiser_steps"),
+        ("x = undefined", "undefined"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, text: str, reason: str) -> None:
+    tasks = cli_world.declare(tmp_path)
+    (tasks / "broken.py").write_text(text)
+    with pytest.raises(PrerequisiteError, match=rf"broken\.py.*{reason}"):
+        load_catalog(tasks)
+
+
+def test_a_tasks_folder_in_the_working_directory_comes_first(tmp_path: Path) -> None:
+    assert find_tasks(tmp_path) == find_tasks(tmp_path / "elsewhere")
+    tasks = cli_world.declare(tmp_path)
+    assert find_tasks(tmp_path) == tasks.resolve()
+
+
+def test_a_tasks_folder_without_backbones_is_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    assert find_tasks(tmp_path) != (tmp_path / "tasks").resolve()
+
+
+def test_reading_the_declarations_imports_no_torch_and_no_package_called_tasks() -> None:
+    code = (
+        "import sys; from segros_eval.catalog import load_catalog; load_catalog(); "
+        "print(sorted({'torch', 'transformers', 'numpy', 'tasks'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
