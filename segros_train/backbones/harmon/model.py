@@ -72,7 +72,10 @@ class HarmonModel(nn.Module):
         self.proj_in = nn.Sequential(nn.Linear(wide, inner), nn.SiLU(), nn.Linear(inner, width))
         self.proj_out = nn.Sequential(nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, wide))
         if config.gradient_checkpointing:
-            self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+            # Newer versions of transformers warn about the older name.
+            name = "activation_checkpointing_enable"
+            enable = getattr(self.llm, name, self.llm.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
 
     def train(self, mode: bool = True) -> HarmonModel:
         """Set the mode of the trainable parts; the autoencoder stays in eval mode."""

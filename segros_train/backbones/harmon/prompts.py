@@ -5,6 +5,7 @@ Source: wusize/Harmon src/datasets and xtuner's PROMPT_TEMPLATE.qwen_chat (templ
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +99,12 @@ class HarmonTokenizer:
         """
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PrerequisiteError(f"Cannot read the tokenizer {path}: {error}.") from error
-        try:
-            return cls(Tokenizer.from_str(text))
-        except ValueError as error:
-            raise PrerequisiteError(f"{path} is no tokenizer.json: {error}. Fetch it again.") from error
+            values = json.loads(text)
+        except (OSError, ValueError) as error:
+            raise PrerequisiteError(f"Cannot read the tokenizer {path}: {error}. Fetch it again.") from error
+        if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+            raise PrerequisiteError(f"{path} is no tokenizer.json: it describes no model. Fetch it again.")
+        return cls(Tokenizer.from_str(text))
 
     def ids(self, text: str) -> list[int]:
         """Return the ids of `text`, nothing added."""

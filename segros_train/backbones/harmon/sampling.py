@@ -201,7 +201,7 @@ class Sampler:
 def draw(
     backbone: Harmon, prompts: Sequence[str], *, seeds: Sequence[int], settings: GenerationSettings
 ) -> Iterator[Image]:
-    """Yield one image per prompt, in order; see `Backbone.generate`.
+    """Return an iterator of one image per prompt, in order; see `Backbone.generate`.
 
     Raises:
         ValueError: If there is not one seed per prompt, or an option is unknown.
@@ -209,9 +209,12 @@ def draw(
     unknown = sorted(set(settings.options) - set(OPTIONS))
     if len(prompts) != len(seeds) or unknown:
         raise ValueError(f"{len(prompts)} prompts with {len(seeds)} seeds; unknown options: {unknown or 'none'}.")
-    for start in range(0, len(prompts), settings.batch_size):
-        stop = start + settings.batch_size
-        yield from _draw_batch(backbone, prompts[start:stop], seeds[start:stop], settings)
+    size = settings.batch_size
+    return (
+        image
+        for start in range(0, len(prompts), size)
+        for image in _draw_batch(backbone, prompts[start : start + size], seeds[start : start + size], settings)
+    )
 
 
 def _draw_batch(
