@@ -17,8 +17,12 @@ FEWER = {
     "run": ("--limit", "1", "--set", "optimizer_steps=1", "--set", "num_steps=2"),
     "train": ("--set", "optimizer_steps=1"),
     "eval": ("--limit", "1", "--set", "num_steps=2"),
+    "score": ("--max-unscored", "1"),
 }
-"""What keeps a command of each kind short: one update, one prompt, two steps of sampling."""
+"""What keeps a command of each kind short: one update, one prompt, two steps of sampling.
+
+The folder to score then lacks most of its images, which is allowed here, and only here.
+"""
 
 
 def blocks() -> Iterator[tuple[str, str]]:
@@ -29,7 +33,7 @@ def blocks() -> Iterator[tuple[str, str]]:
 
 def commands() -> list[str]:
     """Return the shell commands, one per line, without the installation before them."""
-    lines = "\n".join(text for language, text in blocks() if language == "sh").splitlines()
+    lines = "".join(text for language, text in blocks() if language == "sh").splitlines()
     return [line.removeprefix("pip install uv && ") for line in lines]
 
 
