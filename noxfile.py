@@ -39,9 +39,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(**PROJECT)
 def tests(session: nox.Session) -> None:
-    """Run the tests, all but the goldens."""
+    """Run the tests, all but the goldens; a file stays with one worker, because its tests share what it loads."""
     workers = str(min(os.cpu_count() or 1, 8))
-    run(session, "pytest", "--ignore=tests/golden", "-n", workers, *session.posargs)
+    run(session, "pytest", "--ignore=tests/golden", "-n", workers, "--dist=loadfile", *session.posargs)
 
 
 @nox.session(**PROJECT)
