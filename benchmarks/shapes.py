@@ -6,6 +6,7 @@ Usage: `python benchmarks/shapes.py`. Prints samples per second on one core and 
 from __future__ import annotations
 
 import io
+import sys
 import time
 from collections.abc import Callable
 
@@ -32,7 +33,7 @@ def main() -> None:
     encoded = buffer.getvalue()
     drawn = rate(lambda index: source[index])
     decoded = rate(lambda _: Image.open(io.BytesIO(encoded)).convert("RGB"))
-    print(f"drawn: {drawn:.0f} samples/s; PNG decoded: {decoded:.0f}/s; ratio {drawn / decoded:.2f}")
+    sys.stdout.write(f"drawn: {drawn:.0f} samples/s; PNG decoded: {decoded:.0f}/s; ratio {drawn / decoded:.2f}\n")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from segros_train.backbones.harmon.model import HarmonModel, initialise
 from segros_train.backbones.harmon.prompts import HarmonTokenizer
 from segros_train.checkpoint import Progress, save_checkpoint, training_state
 from segros_train.data.mixture import Share, generation_batches, instruction_batches
-from segros_train.data.shapes import IMAGE_PX, GenerationSet, InstructionSet
+from segros_train.data.shapes import GenerationSet, InstructionSet
 from segros_train.data.shapes_language import corpus
+from segros_train.data.shapes_world import IMAGE_PX
 from segros_train.loop import StepReport, train
 from segros_train.methods.sft import SFT
 from segros_train.objective import Objective

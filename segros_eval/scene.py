@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segros_eval.evaluators import Detection
-from segros_train.data.shapes import CELL_PX, COLORS, OBJECT_NAMES, shape_alpha
+from segros_train.data.shapes_world import CELL_PX, COLORS, OBJECT_NAMES, shape_alpha
 
 __all__ = ["SceneReader", "SeenObject", "read_scene"]
 

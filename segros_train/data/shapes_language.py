@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from segros_train.data.shapes import COLORS, OBJECT_NAMES, RELATIONS, TAGS, Scene, SceneObject, direction
+from segros_train.data.shapes_world import (
+    COLORS,
+    OBJECT_NAMES,
+    RELATIONS,
+    TAGS,
+    Scene,
+    SceneObject,
+    direction,
+    sample_scene,
+)
 from segros_train.types import Turn
 
 __all__ = ["LETTER", "NUMBERS", "WORD", "caption", "corpus", "geneval_metadata", "question"]
@@ -161,8 +170,6 @@ def question(scene: Scene, rng: np.random.Generator) -> Turn:
 
 def corpus(size: int, *, seed: int = 2) -> list[str]:
     """Return captions and dialogues, for the training of a tokenizer."""
-    from segros_train.data.shapes import sample_scene
-
     texts = []
     for index in range(size):
         scene = sample_scene(seed, index)

@@ -20,8 +20,8 @@ from segros_eval.evaluators import Detection, Evaluator, Sample, Score, Tools
 from segros_eval.evaluators.geneval import METADATA_FILE, TAGS, GenEval, official_summary
 from segros_eval.evaluators.geneval_rules import box_iou, evaluate, keep, relative_position
 from segros_eval.scene import SceneReader
-from segros_train.data.shapes import render, sample_scene
 from segros_train.data.shapes_language import caption
+from segros_train.data.shapes_world import render, sample_scene
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
 

@@ -16,7 +16,7 @@ from segros_eval.evaluators.geneval_folder import official_row, read_geneval_fol
 from segros_eval.scene import SceneReader
 from segros_eval.score import score_folder
 from segros_eval.store import ImageStore, result_from_json, result_to_json
-from segros_train.data.shapes import render, sample_scene
+from segros_train.data.shapes_world import render, sample_scene
 from segros_train.errors import PrerequisiteError
 from segros_train.types import GenerationSettings
 

@@ -7,20 +7,19 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from segros_train.data.shapes import (
+from segros_train.data.shapes import GenerationSet, InstructionSet
+from segros_train.data.shapes_language import NUMBERS, caption, geneval_metadata, question
+from segros_train.data.shapes_world import (
     CELL_PX,
     COLORS,
     GRID,
     IMAGE_PX,
     OBJECT_NAMES,
     TAGS,
-    GenerationSet,
-    InstructionSet,
     direction,
     render,
     sample_scene,
 )
-from segros_train.data.shapes_language import NUMBERS, caption, geneval_metadata, question
 
 
 def test_the_same_seed_and_index_give_the_same_scene_image_caption_and_question() -> None:
