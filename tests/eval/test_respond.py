@@ -1,0 +1,153 @@
+"""Responses are made once, in any batch, by any rank; what an item cannot have is told, never invented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from segros_eval.evaluators import Sample
+from segros_eval.respond import Shard, answer_questions, draw_images, thin
+from segros_eval.store import AnswerStore, ImageStore
+from segros_train.backbone import Backbone
+from segros_train.errors import PrerequisiteError
+from segros_train.types import GenerationSettings
+
+
+class Painter:
+    """Draws a plain image whose colour is the seed; refuses some prompts; remembers its batches."""
+
+    def __init__(self, refuses: Sequence[str] = (), error: type[Exception] = ValueError) -> None:
+        self.refuses, self.error, self.batches = tuple(refuses), error, list[list[str]]()
+
+    def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], settings: Any) -> Iterator[Image.Image]:
+        self.batches.append(list(prompts))
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            if prompt in self.refuses:
+                raise self.error(f"cannot draw {prompt!r}")
+            yield Image.new("RGB", (4, 4), (seed, 0, 0))
+
+    def answer(self, images: Any, questions: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        self.batches.append(list(questions))
+        return [f"{question} {pictures[0].size}" for question, pictures in zip(questions, images, strict=True)]
+
+
+def samples(count: int) -> list[Sample]:
+    return [Sample(f"{i}", f"{i // 2}", "image", f"prompt {i}", seed=i) for i in range(count)]
+
+
+def store(folder: Path) -> ImageStore:
+    return ImageStore(folder, settings=GenerationSettings(num_steps=1), backbone_key="key")
+
+
+def draw(
+    painter: Painter, asked: Sequence[Sample], images: ImageStore, batch_size: int = 3, **more: Any
+) -> dict[str, str]:
+    settings = GenerationSettings(num_steps=1, batch_size=batch_size)
+    more.setdefault("advance", lambda count: None)
+    return draw_images(cast(Backbone, painter), asked, images, settings=settings, **more)
+
+
+def test_what_is_there_is_not_drawn_again(tmp_path: Path) -> None:
+    draw(Painter(), samples(4), store(tmp_path))
+    painter = Painter()
+    draw(painter, samples(6), store(tmp_path))
+    assert painter.batches == [["prompt 4", "prompt 5"]]
+
+
+def test_a_damaged_image_is_drawn_again(tmp_path: Path) -> None:
+    images = store(tmp_path)
+    draw(Painter(), samples(3), images)
+    images.path(samples(3)[1]).write_bytes(b"torn")
+    painter = Painter()
+    draw(painter, samples(3), store(tmp_path))
+    assert painter.batches == [["prompt 1"]]
+
+
+def test_two_items_of_one_prompt_and_seed_share_an_image(tmp_path: Path) -> None:
+    twice = [Sample("a", "a", "image", "same", seed=1), Sample("b", "b", "image", "same", seed=1)]
+    painter = Painter()
+    draw(painter, twice, store(tmp_path))
+    assert painter.batches == [["same"]]
+
+
+def test_a_refused_item_is_left_out_with_its_reason_and_the_others_are_drawn(tmp_path: Path) -> None:
+    images = store(tmp_path)
+    refused = draw(Painter(refuses=["prompt 1"]), samples(5), images)
+    assert refused == {"1": "cannot draw 'prompt 1'"}
+    assert [sample.item_id for sample in images.missing(samples(5))] == ["1"]
+
+
+def test_a_backbone_that_refuses_everything_is_at_fault_itself(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot draw 'prompt 0'"):
+        draw(Painter(refuses=[f"prompt {i}" for i in range(5)]), samples(5), store(tmp_path))
+
+
+def test_the_one_item_left_by_an_earlier_run_may_be_refused_again(tmp_path: Path) -> None:
+    draw(Painter(refuses=["prompt 1"]), samples(5), store(tmp_path))
+    assert draw(Painter(refuses=["prompt 1"]), samples(5), store(tmp_path)) == {"1": "cannot draw 'prompt 1'"}
+
+
+def test_a_fault_of_the_program_stops_the_run_and_keeps_what_was_drawn(tmp_path: Path) -> None:
+    images = store(tmp_path)
+    with pytest.raises(TypeError):
+        draw(Painter(refuses=["prompt 4"], error=TypeError), samples(5), images)
+    assert [sample.item_id for sample in store(tmp_path).missing(samples(5))] == ["4"]
+
+
+def test_too_little_memory_names_a_smaller_batch(tmp_path: Path) -> None:
+    with pytest.raises(PrerequisiteError, match="settings.batch_size=2"):
+        draw(Painter(refuses=["prompt 0"], error=torch.OutOfMemoryError), samples(5), store(tmp_path), batch_size=4)
+
+
+@given(count=st.integers(0, 40), num_ranks=st.integers(1, 7))
+def test_ranks_take_every_item_once(count: int, num_ranks: int) -> None:
+    parts = [list(Shard(rank, num_ranks).of(range(count))) for rank in range(num_ranks)]
+    assert sorted(item for part in parts for item in part) == list(range(count))
+
+
+def test_progress_adds_up_to_the_items_whoever_made_them(tmp_path: Path) -> None:
+    counts: list[int] = []
+    draw(Painter(), samples(2), store(tmp_path))
+    draw(Painter(), samples(5), store(tmp_path), advance=counts.append)
+    assert sum(counts) == 5
+
+
+def test_questions_are_answered_once_with_their_images(tmp_path: Path) -> None:
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
+    asked = [Sample(str(i), "a", "answer", f"question {i}", images=(tmp_path / "a.png",)) for i in range(3)]
+    for expected in ([["question 0", "question 1"], ["question 2"]], []):
+        painter, answers = Painter(), AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
+        refused = answer_questions(
+            cast(Backbone, painter), asked, answers, max_new_tokens=4, batch_size=2, advance=lambda count: None
+        )
+        assert painter.batches == expected and refused == {}
+    assert answers.get(asked[2]) == "question 2 (5, 4)"
+
+
+def test_a_question_about_an_unreadable_image_is_left_out_alone(tmp_path: Path) -> None:
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    asked = [Sample(name, name, "answer", "what?", images=(tmp_path / f"{name}.png",)) for name in ("a", "b")]
+    answers = AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
+    refused = answer_questions(
+        cast(Backbone, Painter()), asked, answers, max_new_tokens=4, batch_size=2, advance=lambda count: None
+    )
+    assert list(refused) == ["b"] and "b.png" in refused["b"]
+    assert answers.get(asked[0]) == "what? (5, 4)"
+
+
+@given(num_prompts=st.integers(1, 60), limit=st.integers(1, 80))
+def test_a_limit_keeps_whole_prompts_spread_over_the_set(num_prompts: int, limit: int) -> None:
+    asked = [Sample(f"{p}/{k}", f"{p}", "image", "x") for p in range(num_prompts) for k in range(2)]
+    kept = thin(asked, limit)
+    clusters = sorted({int(sample.cluster_id) for sample in kept})
+    assert len(clusters) == min(limit, num_prompts) and len(kept) == 2 * len(clusters)
+    gaps = [b - a for a, b in zip([*clusters], clusters[1:], strict=False)]
+    assert not gaps or max(gaps) - min(gaps) <= 1
