@@ -189,6 +189,17 @@ def test_a_checkpoint_of_another_card_or_configuration_is_refused(harmon: Harmon
         load(replace(CARD, config=changed(encoder_heads=6)), source=tmp_path)
 
 
+def test_choices_of_a_run_are_the_cards_and_not_the_checkpoints(harmon: Harmon, tmp_path: Path) -> None:
+    harmon.save_pretrained(tmp_path)
+    (tmp_path / "requests.txt").write_text("Say it.\nShow it.\n")
+    config = replace(CONFIG, gradient_checkpointing=True, instructions_file=str(tmp_path / "requests.txt"))
+    again = load(replace(CARD, config=config), source=tmp_path)
+    assert again.instructions == ("Say it.", "Show it.")
+    assert again.model.mar.checkpointing
+    with pytest.raises(PrerequisiteError, match="nowhere"):
+        load(replace(CARD, config=replace(config, instructions_file="nowhere")), source=tmp_path)
+
+
 def test_a_foreign_checkpoint_is_refused(harmon: Harmon, tmp_path: Path) -> None:
     harmon.save_pretrained(tmp_path)
     save_file({"layer.weight": torch.zeros(2)}, tmp_path / "model.safetensors")

@@ -28,10 +28,11 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
         device: Torch device.
 
     Raises:
-        PrerequisiteError: If weights are missing, foreign or damaged.
+        PrerequisiteError: If weights are missing, foreign or damaged, or a file of instructions cannot be read.
     """
     from segros_train.backbones.harmon import states
     from segros_train.backbones.harmon.adapter import Harmon
+    from segros_train.backbones.harmon.instructions import instructions_of
     from segros_train.backbones.harmon.prompts import HarmonTokenizer
 
     found = locate(card, source)
@@ -40,11 +41,13 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     if found.checkpoint is not None:
         kept = states.read_checkpoint(found.checkpoint, card)
         model = states.build(card.config, kept.state, origin=str(found.checkpoint), device=device)
-        return Harmon(card, model, kept.tokenizer, realisation=kept.realisation)
+        return Harmon(
+            card, model, kept.tokenizer, realisation=kept.realisation, instructions=instructions_of(card.config)
+        )
     tokenizer = HarmonTokenizer.from_file(found.files["tokenizer"])
     state = states.published_state(found.files)
     model = states.build(card.config, state, origin=str(found.files["model"]), device=device)
-    return Harmon(card, model, tokenizer)
+    return Harmon(card, model, tokenizer, instructions=instructions_of(card.config))
 
 
 def fresh(card: BackboneCard, *, tokenizer: Path, seed: int, device: str = "cpu") -> Harmon:
@@ -62,6 +65,7 @@ def fresh(card: BackboneCard, *, tokenizer: Path, seed: int, device: str = "cpu"
     import torch
 
     from segros_train.backbones.harmon.adapter import Harmon
+    from segros_train.backbones.harmon.instructions import instructions_of
     from segros_train.backbones.harmon.model import HarmonModel, initialise
     from segros_train.backbones.harmon.prompts import HarmonTokenizer
 
@@ -69,4 +73,5 @@ def fresh(card: BackboneCard, *, tokenizer: Path, seed: int, device: str = "cpu"
         torch.manual_seed(seed)
         model = HarmonModel(card.config)
     initialise(model, torch.Generator().manual_seed(seed))
-    return Harmon(card, model.to(device).eval(), HarmonTokenizer.from_file(tokenizer))
+    texts = HarmonTokenizer.from_file(tokenizer)
+    return Harmon(card, model.to(device).eval(), texts, instructions=instructions_of(card.config))

@@ -118,6 +118,8 @@ class HarmonConfig:
         grad_scale: Factor of the gradient that flows into encodings of whole images (hints, questions).
         max_caption_tokens: Ids of a generation prompt, template included; the rest is cut off on the right.
         max_dialogue_tokens: Ids of a dialogue, image tokens not counted; the rest is cut off on the right.
+        instructions_file: UTF-8 text file with one request per line, for samples without a caption; None takes
+            the package's own.
         gradient_checkpointing: Recompute blocks in the backward pass instead of keeping their activations.
     """
 
@@ -128,6 +130,7 @@ class HarmonConfig:
     grad_scale: float = 0.1
     max_caption_tokens: int = 128
     max_dialogue_tokens: int = 1472
+    instructions_file: str | None = None
     gradient_checkpointing: bool = False
 
     @classmethod

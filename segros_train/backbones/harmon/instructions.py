@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segros_train.backbones.harmon.config import HarmonConfig
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["INSTRUCTIONS", "read_instructions"]
+__all__ = ["INSTRUCTIONS", "instructions_of", "read_instructions"]
 
 INSTRUCTIONS = (
     "Describe this picture.",
@@ -66,3 +67,12 @@ def read_instructions(path: Path) -> tuple[str, ...]:
     if not instructions:
         raise PrerequisiteError(f"{path} holds no instruction; write one per line.")
     return instructions
+
+
+def instructions_of(config: HarmonConfig) -> tuple[str, ...]:
+    """Return the instructions of a configuration: those of its file, or the package's own.
+
+    Raises:
+        PrerequisiteError: If the file cannot be read or holds none.
+    """
+    return INSTRUCTIONS if config.instructions_file is None else read_instructions(Path(config.instructions_file))

@@ -86,6 +86,8 @@ class HarmonModel(nn.Module):
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Return latents [B, h, w, C] in the model's scale of images [B, 3, height, width] in [-1, 1]."""
+        # Convolutions over few channels are a third faster when a pixel's channels lie together.
+        images = images.contiguous(memory_format=torch.channels_last)
         return self.vae.encode(images).float() * self.config.vae_scale
 
     @torch.no_grad()

@@ -36,6 +36,8 @@ __all__ = ["Checkpoint", "build", "published_state", "read_checkpoint", "read_st
 FAMILY = "harmon"
 TIED_HEAD = "llm.lm_head.weight"
 EMBEDDING = "llm.model.embed_tokens.weight"
+FUNCTION = ("llm", "mar", "vae", "vae_scale")
+"""The parts of a configuration that decide what weights compute; the others are choices of a run."""
 LISTED_KEYS = 20
 
 
@@ -189,8 +191,8 @@ def read_checkpoint(directory: Path, card: BackboneCard) -> Checkpoint:
         raise PrerequisiteError(f"{path} describes no checkpoint of segros: {error!r}.") from error
     if (family, name) != (FAMILY, card.name):
         raise PrerequisiteError(f"{directory} is a checkpoint of {name}, asked for {card.name}.")
-    if config != card.config:
-        changed = _changes(asdict(config), asdict(card.config))
+    written, asked = ({name: asdict(value)[name] for name in FUNCTION} for value in (config, card.config))
+    if changed := _changes(written, asked):
         raise PrerequisiteError(f"{directory} was written with another configuration: {'; '.join(changed)}.")
     tokenizer = HarmonTokenizer.from_file(directory / "tokenizer.json")
     return Checkpoint(read_state(directory / "model.safetensors"), realisation, tokenizer)
