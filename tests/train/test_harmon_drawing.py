@@ -173,6 +173,16 @@ def test_temperature_scales_the_steps_noise_and_not_the_start(harmon: Harmon) ->
         assert_near(cells(noise, 0.5), cells(halved, 1.0))
 
 
+def test_drawing_and_answering_run_in_bf16(harmon: Harmon) -> None:
+    rounded = pixels(harmon, cfg_scale=3.0, options={"precision": "bf16"})
+    assert rounded.shape == (4, 16, 16, 3)
+    with inference(harmon.model, precision="bf16"):
+        question = harmon.tokenizer.question("is it red ?")
+        image = harmon.model.whole_image(torch.randn(1, 4, 4, CHANNELS, generator=rng()))
+        (tokens,) = answering.greedy(harmon.model, image, [question], end_id=-1, max_new_tokens=3)
+    assert len(tokens) == 3
+
+
 def test_a_wrong_call_is_refused_before_anything_is_drawn(harmon: Harmon) -> None:
     with pytest.raises(ValueError, match="2 seeds"):
         pixels(harmon, PROMPTS[:1], (0, 1))
