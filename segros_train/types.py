@@ -292,8 +292,10 @@ class TrainTask:
         name: Name on the command line, e.g. `"segros"`.
         title: Name in tables, as the paper writes it, e.g. `"Ours"`.
         method: What decides the supervision; None trains nothing (the paper's "w/o SFT").
-        attention: Attention over the image block while training and sampling (paper section 8.2, or the backbone's own).
+        attention: Attention over the image block in training and sampling (paper section 8.2, or the backbone's).
         hint_slot: Where hints stand; None takes the backbone's default for the method.
+        recipe: Name of the recipe; None takes the backbone's.
+        from_scratch: Whether to start from random weights: the pretraining of a tiny backbone.
         paper: Reference of the published numbers, e.g. `"Table 1"`.
     """
 
@@ -302,4 +304,6 @@ class TrainTask:
     method: Method | None
     attention: Literal["paper", "native"] = "native"
     hint_slot: Literal["prefix", "user"] | None = None
+    recipe: str | None = None
+    from_scratch: bool = False
     paper: str = ""

@@ -71,7 +71,8 @@ class Score:
 
     def __post_init__(self) -> None:
         if (self.status == "unscored") != (self.value is None):
-            raise ValueError(f"{self.item_id}: value must be None exactly when unscored, found {self.value}, {self.status}.")
+            found = f"{self.value}, {self.status}"
+            raise ValueError(f"{self.item_id}: value must be None exactly when unscored, found {found}.")
 
 
 @dataclass(frozen=True)
