@@ -131,9 +131,11 @@ def make_plan(catalog: Catalog, request: Request) -> RunPlan:
     chosen = _choose(problems, catalog, request)
     if request.limit is not None and request.limit < 1:
         problems.append(f"--limit takes a number of prompts of at least 1, found {request.limit}.")
+    if request.checkpoint is None:
+        _check_training(problems, catalog, request, chosen)
     # With a name unknown, fields are looked up in everything declared, so that no right field is called wrong.
     scope = _everything(catalog) if problems else chosen
-    owners = _owners(problems, catalog, request, scope)
+    owners = _owners(catalog, request, scope)
     overrides = _collected(problems, [functools.partial(parse_override, text) for text in request.overrides])
     changed = _collected(problems, [functools.partial(_override, owners, overrides)])
     if problems:
@@ -221,7 +223,7 @@ def _either(words: Sequence[str]) -> str:
     return " or ".join(repr(word) for word in words)
 
 
-def _owners(problems: list[str], catalog: Catalog, request: Request, chosen: _Chosen) -> dict[str, Any]:
+def _owners(catalog: Catalog, request: Request, chosen: _Chosen) -> dict[str, Any]:
     """Return every value that `--set` can change, and the training data, by owner name."""
     owners: dict[str, Any] = {}
     for task in chosen.methods:
@@ -229,10 +231,10 @@ def _owners(problems: list[str], catalog: Catalog, request: Request, chosen: _Ch
             owners[f"method:{task.name}"] = task.method
     for card in chosen.backbones:
         owners[f"settings:{card.name}"] = card.settings
-        if any(task.method is not None for task in chosen.methods) and request.checkpoint is None:
-            owners.update(_training_owners(problems, catalog, request, card))
         for evaluator in chosen.evaluators[card.name]:
             owners[f"evaluator:{evaluator.name}"] = evaluator.evaluator
+    if request.checkpoint is None:
+        owners.update(_training_owners(catalog, request, chosen))
     return owners
 
 
@@ -242,24 +244,41 @@ def _override(owners: Mapping[str, Any], overrides: Sequence[Override]) -> dict[
     return apply_overrides({owner: value for owner, value in owners.items() if owner not in fixed}, overrides) | fixed
 
 
-def _training_owners(problems: list[str], catalog: Catalog, request: Request, card: BackboneCard) -> dict[str, Any]:
+def _training_owners(catalog: Catalog, request: Request, chosen: _Chosen) -> dict[str, Any]:
+    """Return the recipe of every training and the data of every backbone, as far as they are declared."""
     found: dict[str, Any] = {}
-    if card.recipe in catalog.recipes:
-        found[f"recipe:{card.name}"] = catalog.recipes[card.recipe]
-    else:
-        problems.append(f"Backbone {card.name!r}: {unknown_name('recipe', card.recipe, catalog.recipes)}")
-    name = request.data or card.data
-    if name not in catalog.data:
-        problems.append(str(unknown_name("data", name, catalog.data)))
-    elif catalog.data[name].world != card.world:
-        fitting = [other for other, data in catalog.data.items() if data.world == card.world]
-        problems.append(
-            f"Data {name!r} shows {catalog.data[name].world!r}, backbone {card.name!r} draws {card.world!r}. "
-            f"Data of its world: {', '.join(fitting) or 'none'}."
-        )
-    else:
-        found[f"data:{card.name}"] = catalog.data[name]
-    return found
+    for card in chosen.backbones:
+        for task in chosen.methods:
+            if task.method is not None:
+                found[_recipe_owner(task, card)] = catalog.recipes.get(task.recipe or card.recipe)
+        found[f"data:{card.name}"] = catalog.data.get(request.data or card.data)
+    return {owner: value for owner, value in found.items() if value is not None}
+
+
+def _recipe_owner(task: TrainTask, card: BackboneCard) -> str:
+    return f"recipe:{task.recipe or card.recipe}"
+
+
+def _check_training(problems: list[str], catalog: Catalog, request: Request, chosen: _Chosen) -> None:
+    """Add what the training of the chosen models lacks: a recipe, or data of their world."""
+    if request.data is not None and request.data not in catalog.data:
+        problems.append(str(unknown_name("data", request.data, catalog.data)))
+        return
+    for card in chosen.backbones:
+        for task in chosen.methods:
+            name = task.recipe or card.recipe
+            if task.method is not None and name not in catalog.recipes:
+                asking = f"Method {task.name!r}" if task.recipe else f"Backbone {card.name!r}"
+                problems.append(f"{asking}: {unknown_name('recipe', name, catalog.recipes)}")
+        name = request.data or card.data
+        if name not in catalog.data:
+            problems.append(f"Backbone {card.name!r}: {unknown_name('data', name, catalog.data)}")
+        elif catalog.data[name].world != card.world:
+            fitting = [other for other, data in catalog.data.items() if data.world == card.world]
+            problems.append(
+                f"Data {name!r} shows {catalog.data[name].world!r}, backbone {card.name!r} draws {card.world!r}. "
+                f"Data of its world: {', '.join(fitting) or 'none'}."
+            )
 
 
 def _stage(
@@ -274,7 +293,7 @@ def _stage(
     stage = Stage(
         task=dataclasses.replace(task, method=owners.get(f"method:{task.name}")),
         card=dataclasses.replace(card, settings=owners[f"settings:{card.name}"]),
-        recipe=owners[f"recipe:{card.name}"] if trains else None,
+        recipe=owners[_recipe_owner(task, card)] if trains else None,
         data=owners[f"data:{card.name}"] if trains else None,
         seed=seed,
         key="",

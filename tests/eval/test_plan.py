@@ -105,6 +105,12 @@ def test_data_of_another_world_is_refused_with_the_data_that_fits(declared: Cata
         plan_of(declared, data="photos")
 
 
+def test_an_unknown_method_casts_no_doubt_on_the_data(declared: Catalog) -> None:
+    with pytest.raises(PrerequisiteError) as caught:
+        plan_of(declared, methods=("segross",), data="shapes", overrides=("hint_ratio=0.5",))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_an_override_reaches_every_value_that_has_the_field(declared: Catalog) -> None:
     plan = plan_of(
         declared,
