@@ -88,3 +88,7 @@ app.command("export")(move.export)
 def main() -> None:
     """Run the command line."""
     app()
+
+
+if __name__ == "__main__":
+    main()

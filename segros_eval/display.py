@@ -14,6 +14,7 @@ from segros_eval.plan import RunPlan
 from segros_eval.preflight import GIB, Cost, Problem, estimate
 from segros_eval.reference import Column, PublishedRow, Reference
 from segros_eval.runner import Outcome
+from segros_eval.standings import data_of, is_subset
 
 __all__ = ["show_outcomes", "show_plan", "show_problems", "show_result"]
 
@@ -88,37 +89,55 @@ def show_outcomes(outcomes: Sequence[Outcome], reference: Reference) -> Renderab
 def show_result(result: Result, title: str, reference: Reference) -> RenderableType:
     """Return the numbers of one evaluation of something segros did not draw itself."""
     columns = _columns(result, reference)
-    table = _frame(f"{title} of {result.backbone}", (), columns)
+    table = _frame(f"{title} of {result.backbone}", (), columns, headline=result.headline)
     table.add_row(*_measured(result, columns))
     return Group(table, *_notes([result]))
 
 
-def _frame(title: str, lead: Sequence[str], columns: Sequence[Column]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold", title_justify="left")
+def _frame(title: str, lead: Sequence[str], columns: Sequence[Column], *, headline: str) -> Table:
+    """Return an empty table whose columns fit a terminal of a hundred characters."""
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        title_style="bold",
+        title_justify="left",
+    )
     for name in lead:
-        table.add_column(name, no_wrap=True)
-    for name in (*(column.title for column in columns), "95% interval", "n", "Unscored"):
+        table.add_column(name, min_width=10)
+    for column in columns:
+        name = f"{column.title} [95%]" if column.metric == headline else column.title
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for name in ("n", "Unscored"):
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
 def _results_table(outcomes: Sequence[Outcome], reference: Reference) -> Table:
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
-    stage, cell = outcomes[0].stage, outcomes[0].cell
     columns = _columns(results[0], reference)
     many_backbones = len({result.backbone for result in results}) > 1
     many_seeds = len({result.seeds for result in results}) > 1
-    title = cell.task.title if cell else ""
-    title += "" if many_backbones else f" of {stage.card.title}"
-    table = _frame(title, ("Backbone",) * many_backbones + ("Method",) + ("Seed",) * many_seeds, columns)
+    first = outcomes[0]
+    title = first.cell.task.title if first.cell else ""
+    table = _frame(
+        title if many_backbones else f"{title} of {first.stage.card.title}",
+        ("Method",),
+        columns,
+        headline=results[0].headline,
+    )
+    shown = None
     for outcome, result in zip(outcomes, results, strict=True):
-        lead = [outcome.stage.card.title] * many_backbones + [outcome.stage.task.title]
-        lead += [", ".join(map(str, result.seeds))] * many_seeds
-        table.add_row(*lead, *_measured(result, columns))
+        if many_backbones and result.backbone != shown:
+            table.add_section()
+            table.add_row(outcome.stage.card.title, style="bold")
+            shown = result.backbone
+        seeds = f", seed {', '.join(map(str, result.seeds))}" if many_seeds else ""
+        table.add_row(f"{outcome.stage.task.title}{seeds}", *_measured(result, columns))
         for row in _printed(result, reference):
             cells = [_number(row.cells[column.key].value) for column in columns]
-            empty = [""] * (len(lead) - 1 - many_backbones)
-            table.add_row(*[""] * many_backbones, "  published", *empty, *cells, "", "", "", style="dim italic")
+            table.add_row("  published", *cells, "", "", style="dim italic")
     return table
 
 
@@ -136,20 +155,31 @@ def _columns(result: Result, reference: Reference) -> list[Column]:
 
 def _measured(result: Result, columns: Sequence[Column]) -> Iterator[Text]:
     for column in columns:
-        yield Text(_number(result.metrics[column.metric]), style="bold" if column.metric == result.headline else "")
-    interval = result.intervals.get(result.headline)
-    yield Text(f"{interval.low:.1f} – {interval.high:.1f}" if interval else MISSING)
+        value = _number(result.metrics[column.metric])
+        interval = result.intervals.get(column.metric)
+        if column.metric != result.headline:
+            yield Text(value)
+        elif interval is None:
+            yield Text(value, style="bold")
+        else:
+            yield Text.assemble((value, "bold"), f" [{interval.low:.1f}, {interval.high:.1f}]")
     yield Text(f"{result.num_samples:,}")
     yield Text(f"{result.num_unscored:,}", style="bold red" if result.num_unscored else "")
 
 
 def _printed(result: Result, reference: Reference) -> list[PublishedRow]:
-    """Return the published row of a result's backbone and method, where its world is the paper's."""
-    if result.world != "photo":
+    """Return the published row of a result's model, where world and training data are the paper's."""
+    if result.world != "photo" or is_subset(result):
         return []
     tables = [table for table in reference.tables if table.name in ("generation", "understanding")]
     rows = [table.row(result.backbone, result.method) for table in tables]
-    return [row for row in rows if row is not None and any(key.startswith(result.evaluator) for key in row.cells)]
+    return [
+        row
+        for row in rows
+        if row is not None
+        and (result.method == "none" or row.data == data_of(result))
+        and any(key.startswith(f"{result.evaluator}/") for key in row.cells)
+    ]
 
 
 def _number(value: float | str | None) -> str:
@@ -164,6 +194,6 @@ def _notes(results: Sequence[Result]) -> Iterator[Text]:
         about += f" Interval of {first.headline}: {next(iter(estimators))}."
     if first.world != "photo":
         about += " Not comparable with published numbers."
-    if any(result.provenance.get("subset") for result in results):
+    if any(is_subset(result) for result in results):
         about += f" A subset: {first.provenance.get('limit')} prompts."
     yield Text(about, style="dim")

@@ -20,8 +20,8 @@ from segros_eval.progress import Silent
 from segros_eval.runner import Outcome, run_plan
 from segros_eval.store import read_result, read_scores
 from segros_train import backbones
-from segros_train.data.shapes_world import COLORS, Scene, SceneObject, render
 from segros_train.data.shapes_language import geneval_metadata
+from segros_train.data.shapes_world import COLORS, Scene, SceneObject, render
 from segros_train.errors import PrerequisiteError
 
 CELLS = ((2, 2), (0, 0), (4, 4), (0, 4))
