@@ -43,8 +43,9 @@ def ran(world: cli_world.World) -> Path:
 
 
 def run_folder(runs: Path, method: str) -> Path:
-    (folder,) = runs.glob(f"{method}-micro-*")
-    return folder
+    cells = json.loads((runs.parent / "document.json").read_text())["cells"]
+    (folder,) = (cell["folder"] for cell in cells if cell["method"] == method)
+    return runs.parent / folder
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["run", "--help"]])
