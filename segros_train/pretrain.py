@@ -2,11 +2,12 @@
 
 Three parts, in the order the real model got them: a byte-level tokenizer, the autoencoder (frozen from then
 on), and the unified model under its own losses with random masks, text-to-image and image-to-text together.
-The last part is the ordinary loop of `segros_train.loop` with method SFT.
+The last part is the ordinary loop of `segros_train.loop` with method SFT, on scenes that are encoded once.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segros_train.data import shapes_language
 from segros_train.data.shapes_world import crowded_scene, render, sample_scene
+from segros_train.errors import PrerequisiteError
 from segros_train.files import append_jsonl, replace_file
 
 if TYPE_CHECKING:
@@ -26,14 +29,30 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
+    from segros_train.backbones.harmon.adapter import Harmon
     from segros_train.backbones.harmon.config import VaeConfig
     from segros_train.backbones.harmon.vae import AutoencoderKL
     from segros_train.data.shapes_world import Scene
+    from segros_train.types import BackboneCard
 
-__all__ = ["AutoencoderRecipe", "build_tokenizer", "latent_scale", "pretrain_autoencoder"]
+__all__ = [
+    "NUM_SCENES",
+    "SCENES_SEED",
+    "AutoencoderRecipe",
+    "build_tokenizer",
+    "encode_scenes",
+    "latent_scale",
+    "prepare",
+    "pretrain_autoencoder",
+]
 
 logger = logging.getLogger(__name__)
 
+SCENES_SEED = 1000
+"""Seed of the scenes, apart from those of fine-tuning."""
+NUM_SCENES = 40_000
+FIRST_LOGVAR = -6.0
+ENCODED_AT_ONCE = 64
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
 
 
@@ -41,28 +60,42 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
 class AutoencoderRecipe:
     """How the autoencoder is pretrained.
 
-    Most steps see quarters of crowded scenes, the last ones whole ordinary scenes.
+    It learns objects from quarters of crowded scenes, then ordinary scenes, then, under a second cosine, whole
+    crowded scenes with every fourth batch an ordinary one.
 
     Attributes:
-        steps: Number of updates.
-        whole_steps: Updates on ordinary scenes, at the end.
-        batch_size: Crowded scenes per update, each cut into four; then ordinary scenes per update.
-        learning_rate: Peak rate of Adam, with a warm-up and a cosine to zero.
+        steps: Updates of the first part.
+        ordinary_steps: Those at its end that see ordinary scenes.
+        refining_steps: Updates of the second part.
+        batch_size: Scenes per update.
+        learning_rate: Peak rate of Adam in both parts, with a warm-up and a cosine to zero.
         kl_weight: Weight of the mean KL divergence per latent number.
         warmup_steps: Updates of linear warm-up.
         checkpoint_steps: Updates between saved states.
     """
 
     steps: int = 3000
-    whole_steps: int = 300
+    ordinary_steps: int = 300
+    refining_steps: int = 2000
     batch_size: int = 8
     learning_rate: float = 2e-3
     kl_weight: float = 1e-5
     warmup_steps: int = 100
     checkpoint_steps: int = 250
 
+    @property
+    def total_steps(self) -> int:
+        """Updates of both parts."""
+        return self.steps + self.refining_steps
 
-def build_tokenizer(texts: Sequence[str], *, vocab_size: int = 512) -> Tokenizer:
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        part, length = (step, self.steps) if step < self.steps else (step - self.steps, self.refining_steps)
+        warm = min(1.0, (part + 1) / self.warmup_steps)
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * part / length))
+
+
+def build_tokenizer(texts: Sequence[str], *, vocab_size: int = 768) -> Tokenizer:
     """Train a byte-level BPE tokenizer, the kind Qwen2 has, whose words are those of `texts`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -92,11 +125,12 @@ def _quarters(images: Tensor) -> Tensor:
 
 
 def _autoencoder_batch(recipe: AutoencoderRecipe, step: int, seed: int) -> Tensor:
-    indices = range(step * recipe.batch_size, (step + 1) * recipe.batch_size)
-    if step < recipe.steps - recipe.whole_steps:
-        images = _quarters(_pixels([crowded_scene(seed, index) for index in indices]))
-    else:
-        images = _pixels([sample_scene(seed, index) for index in indices])
+    refining = step >= recipe.steps
+    ordinary = step % 4 == 0 if refining else step >= recipe.steps - recipe.ordinary_steps
+    draw = sample_scene if ordinary else crowded_scene
+    images = _pixels([draw(seed, step * recipe.batch_size + i) for i in range(recipe.batch_size)])
+    if not (ordinary or refining):
+        images = _quarters(images)
     return images.contiguous(memory_format=torch.channels_last)
 
 
@@ -110,12 +144,15 @@ def _prepare(model: AutoencoderKL) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.orthogonal_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
             if name.endswith(("conv2", "proj_out")):
                 nn.init.zeros_(module.weight)
-    channels = model.quant_conv.out_channels // 2
-    nn.init.zeros_(model.quant_conv.weight[channels:])
-    nn.init.constant_(model.quant_conv.bias[channels:], -6.0)
+    moments = model.quant_conv
+    channels = moments.out_channels // 2
+    assert moments.bias is not None
+    nn.init.zeros_(moments.weight[channels:])
+    nn.init.constant_(moments.bias[channels:], FIRST_LOGVAR)
 
 
 def _autoencoder_loss(model: AutoencoderKL, images: Tensor, noise_rng: torch.Generator, kl_weight: float) -> Tensor:
@@ -152,11 +189,9 @@ def pretrain_autoencoder(
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
     began = time.monotonic()
-    for step in range(first, recipe.steps):
-        warm = min(1.0, (step + 1) / recipe.warmup_steps)
-        rate = recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    for step in range(first, recipe.total_steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = recipe.rate(step)
         rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
         loss = _autoencoder_loss(model, _autoencoder_batch(recipe, step, seed), rng, recipe.kl_weight)
         optimizer.zero_grad(set_to_none=True)
@@ -168,9 +203,9 @@ def pretrain_autoencoder(
             record = {"step": done, "loss": round(loss.item(), 5), "seconds": round(time.monotonic() - began, 1)}
             append_jsonl(directory / "vae.jsonl", record)
             logger.info("autoencoder %s", record)
-        if done % recipe.checkpoint_steps == 0 or done == recipe.steps:
+        if done % recipe.checkpoint_steps == 0 or done == recipe.total_steps:
             content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-            replace_file(state, lambda path, content=content: torch.save(content, path))
+            replace_file(state, functools.partial(torch.save, content))
     return model.eval()
 
 
@@ -180,3 +215,66 @@ def latent_scale(model: AutoencoderKL, *, num_scenes: int = 512, seed: int = 0) 
     starts = range(0, num_scenes, 64)
     parts = [model.encode(_pixels([sample_scene(seed, start + i) for i in range(64)])) for start in starts]
     return round(1 / torch.cat(parts).std().item(), 4)
+
+
+def _corpus() -> list[str]:
+    """Return what the tokenizer shall know: the world's language, the prompt template, the instructions."""
+    from segros_train.backbones.harmon.instructions import INSTRUCTIONS
+
+    template = ["user\n", "assistant\n", "Generate an image: ", "Generate an image."]
+    return shapes_language.corpus(4000) + (template + list(INSTRUCTIONS)) * 100
+
+
+@torch.no_grad()
+def encode_scenes(backbone: Harmon, *, num_scenes: int, seed: int = SCENES_SEED) -> dict[str, Tensor]:
+    """Encode scenes once, as the autoencoder is frozen and the scenes are few enough to be seen again.
+
+    Returns:
+        Latents [rows, columns, C] by the item ids of `GenerationSet(seed)` and `InstructionSet(seed)`.
+    """
+    table = {}
+    for start in range(0, num_scenes, ENCODED_AT_ONCE):
+        indices = range(start, min(start + ENCODED_AT_ONCE, num_scenes))
+        latents = backbone.model.encode_images(_pixels([sample_scene(seed, index) for index in indices]))
+        for index, latent in zip(indices, latents, strict=True):
+            table[f"shapes-{seed}-{index}"] = table[f"shapes-qa-{seed}-{index}"] = latent
+    return table
+
+
+def prepare(
+    card: BackboneCard,
+    *,
+    directory: Path,
+    seed: int,
+    recipe: AutoencoderRecipe | None = None,
+    num_scenes: int = NUM_SCENES,
+) -> Harmon:
+    """Build a Harmon whose tokenizer and autoencoder are trained and whose other weights are random.
+
+    Args:
+        card: A card of the embedded world.
+        directory: Where the parts are kept, so that a stopped run goes on.
+        seed: Seed of every weight.
+        recipe: How to train the autoencoder.
+        num_scenes: Scenes of the training set, encoded here once.
+
+    Raises:
+        PrerequisiteError: If the card is not one of the embedded world's, or the folder cannot be written.
+    """
+    from segros_train.backbones.harmon import fresh
+
+    if card.world != "shapes" or card.family != "harmon":
+        raise PrerequisiteError(
+            f"{card.name} cannot be pretrained here, only Harmon backbones of the embedded world; "
+            "fine-tune it with another --method."
+        )
+    tokenizer = directory / "tokenizer.json"
+    if not tokenizer.exists():
+        built = build_tokenizer(_corpus(), vocab_size=card.config.llm.vocab_size)
+        replace_file(tokenizer, lambda path: built.save(str(path)))
+    autoencoder = pretrain_autoencoder(card.config.vae, recipe or AutoencoderRecipe(), directory=directory, seed=seed)
+    logger.info("latents of unit deviation need vae_scale %s", latent_scale(autoencoder))
+    backbone = fresh(card, tokenizer=tokenizer, seed=seed)
+    backbone.model.vae.load_state_dict(autoencoder.state_dict())
+    backbone.latent_table = encode_scenes(backbone, num_scenes=num_scenes)
+    return backbone

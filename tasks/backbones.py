@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from segros_train.backbones.harmon.config import DiffusionConfig, HarmonConfig, LanguageConfig, MarConfig
+from segros_train.backbones.harmon.config import DiffusionConfig, HarmonConfig, LanguageConfig, MarConfig, VaeConfig
 from segros_train.types import BackboneCard, GenerationSettings, WeightFile
 
 harmon_05b = BackboneCard(
@@ -56,4 +56,43 @@ harmon_15b = replace(
         WeightFile(role="vae", repo="wusize/harmon", filename="kl16.ckpt"),
         WeightFile(role="tokenizer", repo="Qwen/Qwen2.5-1.5B-Instruct"),
     ),
+)
+harmon_tiny = BackboneCard(
+    name="harmon-tiny",
+    family="harmon",
+    title="Harmon-tiny",
+    config=HarmonConfig(
+        llm=LanguageConfig(
+            hidden_size=160,
+            intermediate_size=384,
+            num_layers=3,
+            num_heads=5,
+            num_kv_heads=1,
+            vocab_size=768,
+            max_positions=1024,
+        ),
+        mar=MarConfig(
+            encoder_width=160,
+            encoder_depth=2,
+            encoder_heads=5,
+            decoder_width=160,
+            decoder_depth=3,
+            decoder_heads=5,
+            diffusion=DiffusionConfig(depth=3, width=160, num_sampling_steps=25, batch_mul=2),
+            base_grid=(6, 6),
+            buffer_size=16,
+            attention_dropout=0.0,
+            projection_dropout=0.0,
+            num_classes=1,
+        ),
+        vae=VaeConfig(embed_dim=16, ch=8, ch_mult=(1, 2, 4, 4, 8), num_res_blocks=1, num_groups=8),
+        vae_scale=1.65,
+    ),
+    world="shapes",
+    image_size_px=96,
+    settings=GenerationSettings(num_steps=12, cfg_scale=3.0, batch_size=64),
+    recipe="harmon-tiny",
+    data="shapes",
+    licence="Apache-2.0",
+    notes="Pretrained on the embedded world by `segros train --method pretrain --backbone harmon-tiny`.",
 )

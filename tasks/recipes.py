@@ -21,7 +21,28 @@ harmon_05b = Recipe(
     i2t_weight=1.0,
 )
 
+harmon_tiny = Recipe(
+    optimizer_steps=80,
+    batch_size=32,
+    learning_rate=1e-4,
+    warmup_steps=10,
+    weight_decay=0.01,
+    betas=(0.9, 0.95),
+    i2t_weight=1.0,
+    i2t_batch_size=8,
+)
+
 RECIPES = {
     "harmon-0.5b": harmon_05b,
     "harmon-1.5b": replace(harmon_05b, optimizer_steps=1250, batch_size=48),
+    "harmon-tiny": harmon_tiny,
+    "harmon-tiny-pretrain": replace(
+        harmon_tiny,
+        optimizer_steps=5000,
+        batch_size=64,
+        i2t_batch_size=16,
+        learning_rate=1.2e-3,
+        warmup_steps=200,
+        weight_decay=0.02,
+    ),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -85,6 +85,7 @@ class Harmon(Backbone):
         self.tokenizer = tokenizer
         self.realisation = realisation or Realisation()
         self.instructions = tuple(instructions)
+        self.latent_table: Mapping[str, Tensor] | None = None
         self._encoded: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -92,10 +93,16 @@ class Harmon(Backbone):
         """Device of the weights."""
         return self.model.mar.mask_token.device
 
-    def _latents(self, images: Tensor) -> Tensor:
-        """Encode images, once for the `embed` and `t2i_loss` of a step: the autoencoder is frozen."""
-        if self._encoded is None or self._encoded[0] is not images:
-            self._encoded = (images, self.model.encode_images(images.to(self.device)))
+    def _latents(self, batch: GenerationBatch | InstructionBatch) -> Tensor:
+        """Encode images, once for the `embed` and `t2i_loss` of a step: the autoencoder is frozen.
+
+        Items of `latent_table`, latents [rows, columns, C] by item id, are looked up instead.
+        """
+        table = self.latent_table
+        if table is not None:
+            return torch.stack([table[item_id] for item_id in batch.item_ids]).to(self.device, torch.float32)
+        if self._encoded is None or self._encoded[0] is not batch.images:
+            self._encoded = (batch.images, self.model.encode_images(batch.images.to(self.device)))
         return self._encoded[1]
 
     def _embed_ids(self, ids: Tensor) -> Tensor:
@@ -107,7 +114,7 @@ class Harmon(Backbone):
 
         Dropout is off, so that a map does not depend on it.
         """
-        latents = self._latents(batch.images)
+        latents = self._latents(batch)
         grid = (latents.shape[1], latents.shape[2])
         with evaluating(self.model):
             image = self.model.whole_image(latents)[:, : grid[0] * grid[1]]
@@ -136,7 +143,7 @@ class Harmon(Backbone):
         """
         if supervision.masked is None or (supervision.hints is None and not supervision.caption):
             raise ValueError("Harmon needs masked cells, and a caption or hints.")
-        latents = self._latents(batch.images)
+        latents = self._latents(batch)
         masked = supervision.masked.to(self.device)
         target = masked if supervision.target is None else supervision.target.to(self.device)
         prompts = self._prompts(batch.captions, supervision, rng)
@@ -195,7 +202,7 @@ class Harmon(Backbone):
         """
         limit = self.model.config.max_dialogue_tokens
         dialogues = [self.tokenizer.dialogue(turns, limit=limit) for turns in batch.dialogues]
-        image = self.model.whole_image(self.model.encode_images(batch.images.to(self.device)))
+        image = self.model.whole_image(self._latents(batch))
         states = answering.read(self.model, image, dialogues)
         labels = torch.full(states.shape[:2], IGNORED)
         for row, dialogue in zip(labels, dialogues, strict=True):
