@@ -305,12 +305,13 @@ def _stage(
 
 
 def _stage_key(stage: Stage) -> str:
+    from_scratch = stage.task.from_scratch and stage.checkpoint is None
     return content_key(
         {
             "task": plain(dataclasses.replace(stage.task, name="", title="", paper="")),
             "family": stage.card.family,
             "config": plain(stage.card.config),
-            "weights": weights_digest(stage.card, stage.checkpoint),
+            "weights": None if from_scratch else weights_digest(stage.card, stage.checkpoint),
             "recipe": plain(stage.recipe),
             "data": plain(stage.data),
             "seed": stage.seed,

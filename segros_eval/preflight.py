@@ -77,9 +77,12 @@ def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
     """
     problems = [*_unwritable(out), *_device(device)]
     for stage in plan.stages:
-        problems += missing_weights(stage.card) if stage.checkpoint is None else damaged(stage.checkpoint)
-        if stage.data is not None:
-            problems += missing_data(stage.data)
+        if stage.checkpoint is not None:
+            problems += damaged(stage.checkpoint)
+        elif not stage.task.from_scratch:
+            problems += missing_weights(stage.card)
+        if stage.data is not None and stage.recipe is not None:
+            problems += missing_data(stage.data, dialogues=stage.recipe.i2t_weight > 0)
         for cell in stage.cells:
             problems += _evaluation(stage, cell)
     problems += _too_big(plan, out)
@@ -161,10 +164,18 @@ def _problem(sentence: str) -> Problem:
     return Problem(what, remedy)
 
 
-def missing_data(card: DataCard) -> list[Problem]:
-    """Return what training data lacks on this machine."""
+def missing_data(card: DataCard, *, dialogues: bool = True) -> list[Problem]:
+    """Return what training data lacks on this machine.
+
+    Args:
+        card: The data.
+        dialogues: Whether its dialogues are needed.
+    """
     problems = []
-    for source in (card.generation, card.instruction):
+    if dialogues and card.instruction is None:
+        remedy = "Train without the i2t loss (--set i2t_weight=0), or choose other data with --data."
+        problems.append(Problem(f"Training data {card.name} has no dialogues for the i2t loss", remedy))
+    for source in (card.generation, card.instruction if dialogues else None):
         kind, _, place = (source or "shapes").partition(":")
         if kind == "shapes":
             continue

@@ -32,6 +32,7 @@ from segros_train.files import write_json
 
 if TYPE_CHECKING:
     from segros_train.backbone import Backbone
+    from segros_train.data import GenerationSource, InstructionSource
     from segros_train.loop import StepReport
 
 __all__ = ["Outcome", "run_plan", "train_stage"]
@@ -174,20 +175,19 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
         PrerequisiteError: If weights or data are missing, or the loss is not finite.
     """
     from segros_train.checkpoint import newest_checkpoint
-    from segros_train.data.generation import open_generation
-    from segros_train.data.instruction import open_instruction
     from segros_train.loop import train
 
-    assert stage.recipe is not None and stage.data is not None and stage.task.method is not None
+    assert stage.recipe is not None and stage.task.method is not None
     done = newest_checkpoint(folder / "train" / "checkpoints")
     if done is not None and done.progress.finished:
         return done.path, {"seconds": done.progress.seconds, "num_samples": done.progress.num_samples}
-    source = stage.data.instruction if stage.recipe.i2t_weight > 0 else None
-    generation = open_generation(located(stage.data.generation), seed=DATA_SEED)
-    instruction = open_instruction(located(source), seed=DATA_SEED) if source is not None else None
+    generation, instruction = _sources(stage)
+    with listener.phase(f"load  {_title(stage)}", 1) as tell:
+        backbone = _beginning(stage, folder, device)
+        tell(1)
     with listener.phase(f"train  {_title(stage)}", stage.recipe.optimizer_steps) as tell:
         outcome = train(
-            load_backbone(stage, None, device),
+            backbone,
             stage.task.method,
             recipe=stage.recipe,
             generation=generation,
@@ -197,6 +197,35 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
             report=_Steps(tell),
         )
     return outcome.checkpoint, {"seconds": outcome.seconds, "num_samples": outcome.num_samples}
+
+
+def _sources(stage: Stage) -> tuple[GenerationSource, InstructionSource | None]:
+    """Open a stage's training data; pretraining takes the scenes that its autoencoder encodes beforehand."""
+    from segros_train.data.generation import open_generation
+    from segros_train.data.instruction import open_instruction
+
+    assert stage.recipe is not None and stage.data is not None
+    seed, limit = DATA_SEED, None
+    if stage.task.from_scratch:
+        from segros_train.pretrain import NUM_SCENES, SCENES_SEED
+
+        seed, limit = SCENES_SEED, NUM_SCENES
+    generation = open_generation(located(stage.data.generation), seed=seed, limit=limit)
+    if stage.recipe.i2t_weight == 0 or stage.data.instruction is None:
+        return generation, None
+    return generation, open_instruction(located(stage.data.instruction), seed=seed, limit=limit)
+
+
+def _beginning(stage: Stage, folder: Path, device: str) -> Backbone:
+    """Return the weights that training starts from: the backbone's, or random ones."""
+    if not stage.task.from_scratch:
+        return load_backbone(stage, None, device)
+    from segros_train.backbone import Realisation
+    from segros_train.pretrain import prepare
+
+    backbone = prepare(stage.card, directory=folder / "train", seed=stage.seed)
+    backbone.realise(Realisation(attention=stage.task.attention, hint_slot=stage.task.hint_slot))
+    return backbone.to(device)
 
 
 class _Steps:

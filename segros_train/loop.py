@@ -329,8 +329,6 @@ class _Trainer:
 
 
 def _check_arguments(recipe: Recipe, instruction: InstructionSource | None, stop_after: int | None) -> None:
-    if recipe.optimizer_steps < 1 or recipe.accumulation < 1:
-        raise ValueError(f"A recipe needs at least one update and micro-step, found {recipe}.")
     if stop_after is not None and stop_after < 1:
         raise ValueError(f"stop_after must be at least 1, found {stop_after}.")
     if recipe.i2t_weight > 0 and instruction is None:

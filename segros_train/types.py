@@ -42,6 +42,14 @@ __all__ = [
 Grid = tuple[int, int]
 
 
+def _at_least(owner: object, least: int, *names: str) -> None:
+    """Raise ValueError for a number below `least`; None stands for a default and passes."""
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} must be at least {least}, found {value}.")
+
+
 @dataclass(frozen=True)
 class GenerationBatch:
     """Images with captions, for the text-to-image loss.
@@ -169,6 +177,10 @@ class GenerationSettings:
     batch_size: int = 32
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "num_steps", "batch_size")
+        _at_least(self, 0, "cfg_scale", "temperature")
+
 
 @dataclass(frozen=True)
 class WeightFile:
@@ -277,6 +289,12 @@ class Recipe:
     i2t_batch_size: int | None = None
     text_dropout: float = 0.1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "optimizer_steps", "batch_size", "accumulation", "schedule_steps", "i2t_batch_size")
+        _at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "i2t_weight", "text_dropout")
+        if self.text_dropout > 1:
+            raise ValueError(f"text_dropout must be at most 1, found {self.text_dropout}.")
 
     @property
     def micro_steps(self) -> int:

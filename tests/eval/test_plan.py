@@ -223,6 +223,12 @@ def test_a_value_of_a_wrong_type_is_refused_with_what_was_expected(override: str
         apply_overrides({"recipe:x": Recipe(optimizer_steps=1, batch_size=1)}, [parse_override(override)])
 
 
+@pytest.mark.parametrize("override", ["optimizer_steps=0", "recipe.batch_size=-1", "learning_rate=-1", "num_steps=0"])
+def test_a_number_that_makes_no_sense_is_refused(declared: Catalog, override: str) -> None:
+    with pytest.raises(PrerequisiteError, match=f"--set {override}: .* must be at least"):
+        plan_of(declared, overrides=(override,))
+
+
 def test_a_value_that_the_owner_refuses_is_reported_with_its_reason() -> None:
     with pytest.raises(PrerequisiteError, match="--set hint_ratio=7: "):
         apply_overrides({"method:segros": SeGroS()}, [parse_override("hint_ratio=7")])

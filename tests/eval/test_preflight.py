@@ -66,9 +66,9 @@ def test_everything_missing_is_told_together_and_once(declared: Catalog, tmp_pat
     stages = tuple(dataclasses.replace(stage, data=photo) for stage in plan.stages)
     problems = check_plan(dataclasses.replace(plan, stages=stages), out=tmp_path / "file" / "runs", device="hal9000")
     text = told(problems)
-    for word in ("--out", "--device", "model.pth", "hf download", "folder:photos"):
+    for word in ("--out", "--device", "model.pth", "hf download", "folder:photos", "no dialogues"):
         assert word in text
-    assert len(problems) == 4 == len(set(problems))
+    assert len(problems) == 5 == len(set(problems))
 
 
 def test_photographs_lack_a_detector_and_prompts(declared: Catalog, tmp_path: Path) -> None:
@@ -133,6 +133,22 @@ def test_each_missing_source_of_training_data_is_told() -> None:
     card = DataCard(name="d", world="photo", generation="hub:nobody/nothing", instruction="llava:nowhere")
     first, second = missing_data(card)
     assert "hf download --repo-type dataset nobody/nothing" in first.remedy and "nowhere" in second.what
+
+
+def test_dialogues_that_a_recipe_does_not_use_are_not_missed() -> None:
+    card = DataCard(name="d", world="shapes", generation="shapes")
+    assert missing_data(card, dialogues=False) == []
+    (problem,) = missing_data(card)
+    assert "i2t_weight=0" in problem.remedy
+
+
+def test_pretraining_needs_no_weights(declared: Catalog, tmp_path: Path, home: Path) -> None:
+    (home / "weights" / "micro" / "model.pth").unlink()
+    (stage,) = plan_of(declared).stages
+    assert check_plan(plan_of(declared), out=tmp_path / "runs", device="cpu")
+    fresh = dataclasses.replace(stage, task=dataclasses.replace(stage.task, from_scratch=True))
+    plan = dataclasses.replace(plan_of(declared), stages=(fresh,))
+    assert check_plan(plan, out=tmp_path / "runs", device="cpu") == []
 
 
 @pytest.fixture

@@ -245,7 +245,7 @@ def test_a_supervision_out_of_range_is_refused_at_the_first_step(tmp_path: Path)
     ("changes", "message"),
     [
         ({"instruction": None}, "no instruction data"),
-        ({"optimizer_steps": 0}, "at least one update"),
+        ({"optimizer_steps": 0}, "optimizer_steps must be at least 1"),
         ({"stop_after": 0}, "stop_after"),
         ({"generation": ToyImages(size=0)}, "generation data set is empty"),
     ],
