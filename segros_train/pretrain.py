@@ -60,16 +60,19 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
 class AutoencoderRecipe:
     """How the autoencoder is pretrained.
 
-    It learns objects from quarters of crowded scenes, then ordinary scenes, then, under a second cosine, whole
-    crowded scenes with every fourth batch an ordinary one.
+    It learns objects from quarters of crowded scenes, then ordinary scenes; then from whole crowded scenes with
+    every fourth batch an ordinary one; then the decoder alone learns from such scenes to draw what slightly wrong
+    latents mean, which is what a sampler gives it. The last part leaves the latents as they are.
 
     Attributes:
         steps: Updates of the first part.
         ordinary_steps: Those at its end that see ordinary scenes.
         refining_steps: Updates of the second part.
+        decoding_steps: Updates of the third part.
         batch_size: Scenes per update.
-        learning_rate: Peak rate of Adam in both parts, with a warm-up and a cosine to zero.
+        learning_rate: Peak rate of Adam in each part, with a warm-up and a cosine to zero.
         kl_weight: Weight of the mean KL divergence per latent number.
+        decoding_noise: Deviation of the error of latents in the third part.
         warmup_steps: Updates of linear warm-up.
         checkpoint_steps: Updates between saved states.
     """
@@ -77,22 +80,32 @@ class AutoencoderRecipe:
     steps: int = 3000
     ordinary_steps: int = 300
     refining_steps: int = 2000
+    decoding_steps: int = 2000
     batch_size: int = 8
     learning_rate: float = 2e-3
     kl_weight: float = 1e-5
+    decoding_noise: float = 0.05
     warmup_steps: int = 100
     checkpoint_steps: int = 250
 
     @property
-    def total_steps(self) -> int:
-        """Updates of both parts."""
-        return self.steps + self.refining_steps
+    def parts(self) -> tuple[int, int, int]:
+        """Updates of each part."""
+        return self.steps, self.refining_steps, self.decoding_steps
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Return the part a step lies in and its number there, all counted from 0."""
+        for part, length in enumerate(self.parts):
+            if step < length:
+                return part, step
+            step -= length
+        raise ValueError(f"The recipe ends before step {step + sum(self.parts)}.")
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
-        part, length = (step, self.steps) if step < self.steps else (step - self.steps, self.refining_steps)
-        warm = min(1.0, (part + 1) / self.warmup_steps)
-        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * part / length))
+        part, done = self.place(step)
+        warm = min(1.0, (done + 1) / self.warmup_steps)
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done / self.parts[part]))
 
 
 def build_tokenizer(texts: Sequence[str], *, vocab_size: int = 768) -> Tokenizer:
@@ -125,11 +138,11 @@ def _quarters(images: Tensor) -> Tensor:
 
 
 def _autoencoder_batch(recipe: AutoencoderRecipe, step: int, seed: int) -> Tensor:
-    refining = step >= recipe.steps
-    ordinary = step % 4 == 0 if refining else step >= recipe.steps - recipe.ordinary_steps
+    whole = recipe.place(step)[0] > 0
+    ordinary = step % 4 == 0 if whole else step >= recipe.steps - recipe.ordinary_steps
     draw = sample_scene if ordinary else crowded_scene
     images = _pixels([draw(seed, step * recipe.batch_size + i) for i in range(recipe.batch_size)])
-    if not (ordinary or refining):
+    if not (ordinary or whole):
         images = _quarters(images)
     return images.contiguous(memory_format=torch.channels_last)
 
@@ -164,6 +177,14 @@ def _autoencoder_loss(model: AutoencoderKL, images: Tensor, noise_rng: torch.Gen
     return error.square().mean() + 0.1 * error.abs().mean() + kl_weight * divergence
 
 
+def _decoder_loss(model: AutoencoderKL, images: Tensor, noise_rng: torch.Generator, noise: float) -> Tensor:
+    with torch.no_grad():
+        latents = model.encode(images)
+        latents = latents + noise * torch.randn(latents.shape, generator=noise_rng)
+    error = model.decode(latents) - images
+    return error.square().mean() + 0.1 * error.abs().mean()
+
+
 def pretrain_autoencoder(
     config: VaeConfig, recipe: AutoencoderRecipe, *, directory: Path, seed: int = 0
 ) -> AutoencoderKL:
@@ -189,11 +210,16 @@ def pretrain_autoencoder(
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
     began = time.monotonic()
-    for step in range(first, recipe.total_steps):
+    last = sum(recipe.parts)
+    for step in range(first, last):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
         rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        loss = _autoencoder_loss(model, _autoencoder_batch(recipe, step, seed), rng, recipe.kl_weight)
+        images = _autoencoder_batch(recipe, step, seed)
+        if recipe.place(step)[0] < 2:
+            loss = _autoencoder_loss(model, images, rng, recipe.kl_weight)
+        else:
+            loss = _decoder_loss(model, images, rng, recipe.decoding_noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -203,7 +229,7 @@ def pretrain_autoencoder(
             record = {"step": done, "loss": round(loss.item(), 5), "seconds": round(time.monotonic() - began, 1)}
             append_jsonl(directory / "vae.jsonl", record)
             logger.info("autoencoder %s", record)
-        if done % recipe.checkpoint_steps == 0 or done == recipe.total_steps:
+        if done % recipe.checkpoint_steps == 0 or done == last:
             content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
             replace_file(state, functools.partial(torch.save, content))
     return model.eval()
