@@ -33,6 +33,7 @@ _MIN_AREA_PX = 14
 _TEMPLATE_PX = 14
 _TEMPLATE_SIZES = (10, 11, 12, 13, 14)
 _TEMPLATE_LEVELS = (0.3, 0.5, 0.7)
+_TEMPLATE_BLURS_PX = (0.0, 0.7)
 _SIDE_PX = (6, 18)
 _CERTAIN, _HOPELESS = 0.84, 0.55
 
@@ -84,9 +85,12 @@ def _templates() -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Return shape names and their masks, [templates, pixels]."""
     names, masks = [], []
     for shape in OBJECT_NAMES:
-        for size, level in product(_TEMPLATE_SIZES, _TEMPLATE_LEVELS):
+        for size, level, blur in product(_TEMPLATE_SIZES, _TEMPLATE_LEVELS, _TEMPLATE_BLURS_PX):
+            coverage = np.pad(shape_alpha(shape, size)[:, :, 0], 3)
+            if blur:
+                coverage = cv2.GaussianBlur(coverage, (0, 0), blur)
             names.append(shape)
-            masks.append(_fit(_tight(shape_alpha(shape, size)[:, :, 0], level)).ravel())
+            masks.append(_fit(_tight(coverage / coverage.max(), level)).ravel())
     return tuple(names), np.stack(masks)
 
 

@@ -38,7 +38,7 @@ RECIPES = {
     "harmon-tiny": harmon_tiny,
     "harmon-tiny-pretrain": replace(
         harmon_tiny,
-        optimizer_steps=5000,
+        optimizer_steps=3200,
         batch_size=64,
         i2t_batch_size=16,
         learning_rate=1.2e-3,
