@@ -1,0 +1,158 @@
+"""Pretraining of a tiny Harmon: its tokenizer, its autoencoder, its encoded scenes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from segros_train.backbones.harmon.config import (
+    DiffusionConfig,
+    HarmonConfig,
+    LanguageConfig,
+    MarConfig,
+    VaeConfig,
+)
+from segros_train.data.shapes import GenerationSet
+from segros_train.data.shapes_language import corpus
+from segros_train.errors import PrerequisiteError
+from segros_train.pretrain import (
+    SCENES_SEED,
+    AutoencoderRecipe,
+    build_tokenizer,
+    latent_scale,
+    prepare,
+    pretrain_autoencoder,
+)
+from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings, Supervision
+
+VAE = VaeConfig(embed_dim=4, ch=8, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, num_groups=4)
+RECIPE = AutoencoderRecipe(
+    steps=2, ordinary_steps=1, refining_steps=2, decoding_steps=2, batch_size=1, warmup_steps=1, checkpoint_steps=1
+)
+CARD = BackboneCard(
+    name="micro",
+    family="harmon",
+    title="Micro",
+    config=HarmonConfig(
+        llm=LanguageConfig(
+            hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2, num_kv_heads=1, vocab_size=768
+        ),
+        mar=MarConfig(
+            encoder_width=16,
+            encoder_depth=1,
+            encoder_heads=2,
+            decoder_width=16,
+            decoder_depth=1,
+            decoder_heads=2,
+            diffusion=DiffusionConfig(depth=1, width=16, num_sampling_steps=2, batch_mul=1),
+            base_grid=(6, 6),
+            buffer_size=2,
+            num_classes=1,
+        ),
+        vae=VAE,
+        vae_scale=1.0,
+    ),
+    world="shapes",
+    image_size_px=96,
+    settings=GenerationSettings(num_steps=2),
+    recipe="harmon-tiny",
+    data="shapes",
+)
+
+
+def _states(folder: Path, recipe: AutoencoderRecipe) -> dict[str, torch.Tensor]:
+    return pretrain_autoencoder(VAE, recipe, directory=folder).state_dict()
+
+
+def test_an_autoencoder_trained_in_pieces_equals_one_trained_in_one(tmp_path: Path) -> None:
+    whole = _states(tmp_path / "whole", RECIPE)
+    state = tmp_path / "pieces" / "vae.pt"
+
+    class Killed(Exception):
+        """Stand for a killed process."""
+
+    saved = torch.save
+    with pytest.MonkeyPatch.context() as patch:
+
+        def save_then_die(content: dict[str, object], path: Path) -> None:
+            if content["step"] == 4:
+                raise Killed
+            saved(content, path)
+
+        patch.setattr("segros_train.pretrain.torch.save", save_then_die)
+        with pytest.raises(Killed):
+            _states(state.parent, RECIPE)
+    assert torch.load(state, weights_only=True)["step"] == 3
+    again = _states(state.parent, RECIPE)
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_the_last_part_changes_the_decoder_and_no_latent(tmp_path: Path) -> None:
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    parts: list[dict[str, torch.Tensor]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        saved = torch.save
+
+        def keep(content: dict[str, dict[str, torch.Tensor]], path: Path) -> None:
+            parts.append({key: value.clone() for key, value in content["model"].items()})
+            saved(content, path)
+
+        patch.setattr("segros_train.pretrain.torch.save", keep)
+        _states(folder, RECIPE)
+    before, after = parts[3], parts[-1]
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {"decoder", "post_quant_conv"}
+
+
+def test_the_learning_rate_of_each_part_warms_up_and_falls_to_zero() -> None:
+    recipe = AutoencoderRecipe(steps=100, refining_steps=50, decoding_steps=40, warmup_steps=10)
+    for start, length in ((0, 100), (100, 50), (150, 40)):
+        rates = [recipe.rate(start + step) for step in range(length)]
+        assert rates[0] < rates[9] and max(rates) <= recipe.learning_rate and rates[-1] < 0.01 * recipe.learning_rate
+    with pytest.raises(ValueError, match="ends before step 190"):
+        recipe.rate(190)
+
+
+def test_the_tokenizer_writes_the_world_in_whole_words_and_reads_back_any_text() -> None:
+    tokenizer = build_tokenizer(corpus(1500), vocab_size=768)
+    words = "a photo of two hearts"
+    assert len(tokenizer.encode(words).ids) == len(words.split())
+    odd = "Ünïcode, 漢字\n\tand <tags>"
+    assert tokenizer.decode(tokenizer.encode(odd).ids) == odd
+
+
+def test_a_prepared_backbone_takes_the_same_loss_from_encoded_scenes_as_from_images(tmp_path: Path) -> None:
+    backbone = prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=4).eval()
+    transform = backbone.image_transform("generation")
+    samples = [GenerationSet(SCENES_SEED)[index] for index in range(2)]
+    batch = GenerationBatch(
+        torch.stack([transform(sample.image, torch.Generator().manual_seed(0)) for sample in samples]),
+        tuple(sample.caption for sample in samples),
+        tuple(sample.item_id for sample in samples),
+    )
+    supervision = Supervision(caption=True, masked=torch.ones(2, 36, dtype=torch.bool))
+    looked_up = backbone.t2i_loss(batch, supervision, torch.Generator().manual_seed(1))
+    backbone.latent_table = None
+    encoded = backbone.t2i_loss(batch, supervision, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(looked_up, encoded, rtol=1e-5, atol=1e-6)
+
+
+def test_the_latent_scale_gives_latents_of_unit_deviation(tmp_path: Path) -> None:
+    model = pretrain_autoencoder(VAE, RECIPE, directory=tmp_path)
+    with torch.no_grad():
+        for parameter in model.quant_conv.parameters():
+            parameter.mul_(3.0)
+    tripled = latent_scale(model, num_scenes=64)
+    with torch.no_grad():
+        for parameter in model.quant_conv.parameters():
+            parameter.div_(3.0)
+    assert latent_scale(model, num_scenes=64) == pytest.approx(3 * tripled, rel=1e-2)
+
+
+def test_a_backbone_of_photographs_is_not_pretrained_here(tmp_path: Path) -> None:
+    with pytest.raises(PrerequisiteError, match="cannot be pretrained here"):
+        prepare(replace(CARD, world="photo"), directory=tmp_path, seed=0)
