@@ -38,10 +38,14 @@ def show_plan(plan: RunPlan) -> RenderableType:
     unknown = any(cost.disk_bytes is None for cost in costs)
     disk = ("at least " if unknown else "about ") + _size(sum(cost.disk_bytes or 0 for cost in costs))
     facts = f"Evaluations: {', '.join(dict.fromkeys(cells)) or 'none'}. "
-    facts += f"{len(plan.stages)} models, {len(cells)} cells, {disk} on disk."
+    facts += f"{_counted(len(plan.stages), 'model')}, {_counted(len(cells), 'cell')}, {disk} on disk."
     if any(None in cost.num_responses for cost in costs):
         facts += " Items marked ? need data that is missing."
     return Group(table, Text(facts, style="dim"))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _items(cost: Cost) -> str:

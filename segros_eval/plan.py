@@ -37,6 +37,7 @@ class Request:
         overrides: `field=value` each.
         limit: Largest number of prompts or questions per evaluation; None for all.
         checkpoint: Trained weights to evaluate in place of training.
+        num_ranks: Processes that train together; each sees its own micro-batches.
     """
 
     methods: tuple[str, ...]
@@ -47,6 +48,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     limit: int | None = None
     checkpoint: Path | None = None
+    num_ranks: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,12 +301,12 @@ def _stage(
         key="",
         checkpoint=request.checkpoint,
     )
-    stage = dataclasses.replace(stage, key=_stage_key(stage))
+    stage = dataclasses.replace(stage, key=_stage_key(stage, num_ranks=request.num_ranks))
     tasks = [dataclasses.replace(item, evaluator=owners[f"evaluator:{item.name}"]) for item in evaluators]
     return dataclasses.replace(stage, cells=tuple(_cell(stage, item, request.limit) for item in tasks))
 
 
-def _stage_key(stage: Stage) -> str:
+def _stage_key(stage: Stage, *, num_ranks: int) -> str:
     from_scratch = stage.task.from_scratch and stage.checkpoint is None
     return content_key(
         {
@@ -313,6 +315,7 @@ def _stage_key(stage: Stage) -> str:
             "config": plain(stage.card.config),
             "weights": None if from_scratch else weights_digest(stage.card, stage.checkpoint),
             "recipe": plain(stage.recipe),
+            "num_ranks": num_ranks if stage.trains else 1,
             "data": plain(stage.data),
             "seed": stage.seed,
             "code": training_code(stage.card.family),

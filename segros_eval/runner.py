@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ from segros_eval.plan import Cell, RunPlan, Stage
 from segros_eval.preflight import located
 from segros_eval.progress import Listener, Tell
 from segros_eval.provenance import software
+from segros_eval.ranks import Ranks, local_device
 from segros_eval.report import write_items
-from segros_eval.respond import answer_questions, ask, draw_images
+from segros_eval.respond import Shard, answer_questions, ask, draw_images
 from segros_eval.score import summarise
 from segros_eval.store import AnswerStore, ImageStore, read_result, write_result, write_scores
 from segros_eval.toolbox import open_tools
@@ -85,27 +87,33 @@ def run_plan(plan: RunPlan, *, out: Path, device: str, listener: Listener) -> li
         device: Torch device, or `"auto"`.
         listener: Told of the progress.
 
+    Returns:
+        How each cell ended; nothing in a process that is not the first of its run.
+
     Raises:
-        PrerequisiteError: If another process works in one of the run folders.
+        PrerequisiteError: If another run works in one of the run folders.
     """
+    first = Ranks.here().is_first
     with ExitStack() as locks:
-        for stage in plan.stages:
+        for stage in plan.stages if first else ():
             locks.enter_context(held(out / stage.folder))
+            write_json(out / stage.folder / "plan.json", plain(stage))
         return [outcome for stage in plan.stages for outcome in _run_stage(stage, out / stage.folder, device, listener)]
 
 
 def _run_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> list[Outcome]:
-    write_json(folder / "plan.json", plain(stage))
     kept = {cell.key: _finished(folder, cell) for cell in stage.cells}
     if stage.cells and all(kept.values()):
         return [Outcome(stage, cell, folder, kept[cell.key], reused=True) for cell in stage.cells]
     try:
         model = _Model(stage, folder, device, listener)
     except PrerequisiteError as error:
+        if Ranks.here().num_ranks > 1:  # The others would wait for this process for ever.
+            raise
         listener.note(f"{stage.folder}: {error}")
         return [Outcome(stage, cell, folder, failure=str(error)) for cell in stage.cells or (None,)]
     outcomes = [_run_cell(model, cell, kept[cell.key]) for cell in stage.cells]
-    return outcomes or [Outcome(stage, None, folder)]
+    return [outcome for outcome in outcomes if outcome is not None] or [Outcome(stage, None, folder)]
 
 
 def _finished(folder: Path, cell: Cell) -> Result | None:
@@ -122,13 +130,19 @@ class _Model:
 
     def __init__(self, stage: Stage, folder: Path, device: str, listener: Listener) -> None:
         self.stage, self.folder, self.listener = stage, folder, listener
-        self.device = best_device(device)
+        self.device = local_device() if device == "auto" else device
+        self.ranks = Ranks.here()
         self.training: dict[str, Any] = {}
         source = stage.checkpoint
         if stage.trains:
             source, self.training = train_stage(stage, folder, self.device, listener)
         self.source = source
         self._backbone: Backbone | None = None
+
+    @property
+    def shard(self) -> Shard:
+        """This process's part of the items."""
+        return Shard(self.ranks.rank, self.ranks.num_ranks)
 
     @property
     def backbone(self) -> Backbone:
@@ -139,15 +153,6 @@ class _Model:
                 self._backbone.eval()
                 tell(1)
         return self._backbone
-
-
-def best_device(device: str) -> str:
-    """Return the device that `"auto"` stands for: CUDA where there is one."""
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_backbone(stage: Stage, source: Path | None, device: str) -> Backbone:
@@ -178,7 +183,8 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
     from segros_train.loop import train
 
     assert stage.recipe is not None and stage.task.method is not None
-    done = newest_checkpoint(folder / "train" / "checkpoints")
+    # Several processes find the checkpoint together, in the loop: looking for it also clears away drafts.
+    done = newest_checkpoint(folder / "train" / "checkpoints") if Ranks.here().num_ranks == 1 else None
     if done is not None and done.progress.finished:
         return done.path, {"seconds": done.progress.seconds, "num_samples": done.progress.num_samples}
     generation, instruction = _sources(stage)
@@ -246,31 +252,43 @@ def _title(stage: Stage) -> str:
     return f"{stage.task.name} on {stage.card.name}, seed {stage.seed}"
 
 
-def _run_cell(model: _Model, cell: Cell, kept: Result | None) -> Outcome:
+def _run_cell(model: _Model, cell: Cell, kept: Result | None) -> Outcome | None:
     stage, folder = model.stage, model.folder
     if kept is not None:
         return Outcome(stage, cell, folder, kept, reused=True)
     try:
-        return Outcome(stage, cell, folder, _evaluate(model, cell))
+        samples = ask(stage, cell)
+        began = time.monotonic()
+        responses, refused = _respond(model, cell.task, samples)
+        drawn = round(time.monotonic() - began, 2)
+        if not model.ranks.is_first:
+            return None
+        return Outcome(stage, cell, folder, _score(model, cell, samples, responses, refused, drawn))
     except PrerequisiteError as error:
+        if model.ranks.num_ranks > 1:
+            raise
         model.listener.note(f"{stage.folder}, {cell.task.name}: {error}")
         return Outcome(stage, cell, folder, failure=str(error))
 
 
-def _evaluate(model: _Model, cell: Cell) -> Result:
+def _score(
+    model: _Model,
+    cell: Cell,
+    samples: Sequence[Sample],
+    responses: Sequence[Any],
+    refused: Mapping[str, str],
+    respond_seconds: float,
+) -> Result:
     stage, task = model.stage, cell.task
-    began = time.monotonic()
-    samples = ask(stage, cell)
     tools = open_tools(task, stage.card.world)
-    responses, refused = _respond(model, task, samples)
-    drawn = time.monotonic()
+    began = time.monotonic()
     scores: list[Score] = []
     with model.listener.phase(f"score  {task.name}: {_title(stage)}", len(samples)) as tell:
         for part, answers in _windows(samples, responses):
             scores += task.evaluator.score(part, answers, tools)
             tell(len(part))
     scores = [_explained(score, refused) for score in scores]
-    seconds = {"respond": round(drawn - began, 2), "score": round(time.monotonic() - drawn, 2)}
+    seconds = {"respond": respond_seconds, "score": round(time.monotonic() - began, 2)}
     result = summarise(
         task,
         scores,
@@ -298,23 +316,23 @@ def _draw(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[lis
     stage = model.stage
     images = ImageStore(model.folder / "responses" / "images", settings=stage.settings, backbone_key=stage.key)
     refused: dict[str, str] = {}
-    if images.missing(samples):
+    if images.missing(model.shard.of(samples)):
         backbone = model.backbone
         with model.listener.phase(f"draw  {task.name}: {_title(stage)}", len(samples)) as tell:
-            refused = draw_images(backbone, samples, images, settings=stage.settings, advance=tell)
+            refused = draw_images(backbone, samples, images, settings=stage.settings, advance=tell, shard=model.shard)
+    refused = model.ranks.gathered(refused)
+    images.refresh()
     return [images.path(sample) if images.has(sample) else None for sample in samples], refused
 
 
 def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, str]]:
     stage = model.stage
     max_new_tokens = getattr(task.evaluator, "max_new_tokens", MAX_NEW_TOKENS)
-    answers = AnswerStore(
-        model.folder / "responses" / f"{task.name}.jsonl",
-        backbone_key=stage.key,
-        settings={"max_new_tokens": max_new_tokens},
-    )
+    path = model.folder / "responses" / f"{task.name}.jsonl"
+    reopen = partial(AnswerStore, path, backbone_key=stage.key, settings={"max_new_tokens": max_new_tokens})
+    answers = reopen()
     refused: dict[str, str] = {}
-    if answers.missing(samples):
+    if answers.missing(model.shard.of(samples)):
         backbone = model.backbone
         with model.listener.phase(f"answer  {task.name}: {_title(stage)}", len(samples)) as tell:
             refused = answer_questions(
@@ -324,7 +342,10 @@ def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[l
                 max_new_tokens=max_new_tokens,
                 batch_size=stage.settings.batch_size,
                 advance=tell,
+                shard=model.shard,
             )
+    refused = model.ranks.gathered(refused)
+    answers = reopen()
     return [answers.get(sample) for sample in samples], refused
 
 
@@ -334,7 +355,7 @@ def _windows(samples: Sequence[Sample], responses: Sequence[Any]) -> Iterator[tu
         yield samples[window], responses[window]
 
 
-def _explained(score: Score, refused: dict[str, str]) -> Score:
+def _explained(score: Score, refused: Mapping[str, str]) -> Score:
     """Say of an item without a response why the backbone refused it."""
     if score.status != "unscored" or score.item_id not in refused:
         return score

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-BACKBONES = '''
+BACKBONES = """
 from segros_train.backbones.harmon.config import DiffusionConfig, HarmonConfig, LanguageConfig, MarConfig, VaeConfig
 from segros_train.types import BackboneCard, GenerationSettings, WeightFile
 
@@ -45,19 +45,19 @@ micro = BackboneCard(
     weights=(WeightFile(role="model", repo="nobody/micro", filename="model.pth"),
              WeightFile(role="tokenizer", repo="nobody/micro", filename="tokenizer.json")),
 )
-'''
-DATA = '''
+"""
+DATA = """
 from segros_train.types import DataCard
 
 shapes = DataCard(name="shapes", world="shapes", generation="shapes", instruction="shapes")
 photos = DataCard(name="photos", world="photo", generation="folder:photos")
-'''
-RECIPES = '''
+"""
+RECIPES = """
 from segros_train.types import Recipe
 
 RECIPES = {"micro": Recipe(optimizer_steps=2, batch_size=2, warmup_steps=1)}
-'''
-METHODS = '''
+"""
+METHODS = """
 from segros_train.methods.segros import SeGroS
 from segros_train.methods.sft import SFT
 from segros_train.types import TrainTask
@@ -65,15 +65,15 @@ from segros_train.types import TrainTask
 none = TrainTask(name="none", title="w/o SFT", method=None)
 sft = TrainTask(name="sft", title="SFT", method=SFT())
 segros = TrainTask(name="segros", title="Ours", method=SeGroS(), attention="paper")
-'''
-ABLATIONS = '''
+"""
+ABLATIONS = """
 from dataclasses import replace
 
 from .methods import segros
 
 no_noise = replace(segros, name="segros-noise-0", title="Ours, no noise")
-'''
-EVALUATORS = '''
+"""
+EVALUATORS = """
 from segros_eval.evaluators import EvalTask
 from segros_eval.evaluators.geneval import GenEval
 
@@ -88,7 +88,7 @@ geneval = EvalTask(
 photos_only = EvalTask(
     name="photos-only", title="Photos", evaluator=GenEval(), kind="image", worlds=("photo",), data="geneval"
 )
-'''
+"""
 FILES = {
     "backbones.py": BACKBONES,
     "data.py": DATA,
@@ -121,10 +121,11 @@ class World:
         """Folder of the published files."""
         return self.folder / "home" / "weights" / "micro"
 
-    def segros(self, *arguments: str, columns: int = 100) -> subprocess.CompletedProcess[str]:
-        """Run the real command in a process of its own."""
+    def segros(self, *arguments: str, columns: int = 100, num_ranks: int = 1) -> subprocess.CompletedProcess[str]:
+        """Run the real command in a process of its own, or in several that torchrun starts."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
         return subprocess.run(
-            [sys.executable, "-c", "from segros_eval.cli import main; main()", *arguments],
+            [sys.executable, *(launcher if num_ranks > 1 else ()), "-m", "segros_eval.cli", *arguments],
             cwd=self.folder,
             env=self.environment(columns),
             capture_output=True,

@@ -141,7 +141,7 @@ def explain(
     """Draw what a method makes of an image: grounding map, kept tokens, hints, corrupted input."""
     from segros_eval.catalog import load_catalog
     from segros_eval.explain import explain as draw
-    from segros_eval.runner import best_device
+    from segros_eval.ranks import local_device
     from segros_train import backbones
     from segros_train.files import replace_file
 
@@ -154,7 +154,7 @@ def explain(
     if decides is None:
         raise PrerequisiteError(f"Method {method!r} trains nothing, so there is nothing to explain.")
     picture = _read(image)
-    model = backbones.load(catalog.backbones[backbone], device=best_device(device)).eval()
+    model = backbones.load(catalog.backbones[backbone], device=local_device() if device == "auto" else device).eval()
     drawn = draw(model, picture, caption, decides, seed=seed)
     replace_file(file, lambda path: drawn.save(path, format="PNG"))
     emit(f"written  {file}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,10 @@ from segros_eval.commands.console import FAILED, UNUSABLE, err, names, out, seed
 from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from segros_eval.plan import Request, RunPlan
+    from segros_eval.preflight import Problem
     from segros_eval.runner import Outcome
 
 __all__ = ["carry_out", "evaluate", "run", "train"]
@@ -137,24 +141,39 @@ def carry_out(
     from segros_eval.display import show_plan, show_problems
     from segros_eval.plan import make_plan
     from segros_eval.preflight import check_plan
+    from segros_eval.ranks import Ranks
 
     _check_not_empty(request)
-    plan = make_plan(load_catalog(), request)
+    ranks = Ranks.here()
+    plan = make_plan(load_catalog(), replace(request, num_ranks=ranks.num_ranks))
     problems = check_plan(plan, out=out_folder, device=device)
-    if dry_run:
+    if not ranks.is_first:
+        _follow(plan, problems, out_folder=out_folder, device=device, dry_run=dry_run)
+    elif dry_run:
         if as_json:
             write_document({"plan": _plan_document(plan), "missing": [str(problem) for problem in problems]})
             return
         console = out()
         console.print(show_plan(plan))
         console.print(show_problems(problems) if problems else "Nothing is missing.", soft_wrap=True)
-        return
-    if problems:
+    elif problems:
         if as_json:
             write_document({"cells": [], "missing": [str(problem) for problem in problems]})
         err().print(show_problems(problems), soft_wrap=True)
         raise typer.Exit(UNUSABLE)
-    _run(plan, out_folder=out_folder, device=device, max_unscored=max_unscored, as_json=as_json)
+    else:
+        _run(plan, out_folder=out_folder, device=device, max_unscored=max_unscored, as_json=as_json)
+
+
+def _follow(plan: RunPlan, problems: Sequence[Problem], *, out_folder: Path, device: str, dry_run: bool) -> None:
+    """Take part in a run whose first process does the talking."""
+    from segros_eval.progress import Silent
+    from segros_eval.runner import run_plan
+
+    if problems and not dry_run:
+        raise typer.Exit(UNUSABLE)
+    if not dry_run:
+        run_plan(plan, out=out_folder, device=device, listener=Silent())
 
 
 def _run(plan: RunPlan, *, out_folder: Path, device: str, max_unscored: float, as_json: bool) -> None:
