@@ -20,7 +20,7 @@ from segros_eval.rendering import sheet_markdown
 from segros_eval.sheets import Head, Sheet, SheetCell, SheetRow, interval_text, number
 from segros_eval.store import UnreadableImageError, read_image, read_result, read_scores
 from segros_train.errors import PrerequisiteError
-from segros_train.files import read_jsonl, replace_file
+from segros_train.files import read_jsonl, write_text
 
 __all__ = ["Comparison", "compare_runs", "render_comparison", "render_report", "write_items"]
 
@@ -53,11 +53,7 @@ def write_items(path: Path, samples: Iterable[Sample], responses: Iterable[Any])
         image = response if isinstance(response, Path) else next(iter(sample.images), None)
         place = None if image is None else os.path.relpath(image, path.parent)
         lines.append(json.dumps({"item_id": sample.item_id, "prompt": sample.prompt, "image": place}) + "\n")
-
-    def write(temporary: Path) -> None:
-        temporary.write_text("".join(lines), encoding="utf-8")
-
-    replace_file(path, write)
+    write_text(path, "".join(lines))
 
 
 def render_comparison(comparison: Comparison, *, fmt: Literal["md", "html"] = "md") -> str:

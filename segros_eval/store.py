@@ -13,20 +13,18 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image, ImageOps
 
 from segros_eval.evaluators import Interval, Result, Sample, Score
 from segros_train.errors import PrerequisiteError
-from segros_train.files import append_jsonl, content_key, file_sha256, read_jsonl, replace_file, write_json
+from segros_train.files import append_jsonl, content_key, file_sha256, read_jsonl, replace_file, write_json, write_text
 from segros_train.types import GenerationSettings
 
 __all__ = [
     "AnswerStore",
-    "ImageFault",
     "ImageStore",
     "UnreadableImageError",
     "read_image",
@@ -83,22 +81,6 @@ def _decoded(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
-@dataclass(frozen=True)
-class ImageFault:
-    """Something wrong in a store.
-
-    Attributes:
-        kind: `"missing"` file of a record, `"damaged"` file that is not the recorded bytes, `"foreign"` file or
-            record that no request of this store explains, `"duplicate"` of another request's image.
-        file: Name of the file.
-        detail: What was found.
-    """
-
-    kind: Literal["missing", "damaged", "foreign", "duplicate"]
-    file: str
-    detail: str
-
-
 class ImageStore:
     """Images drawn by one model with one set of sampling settings.
 
@@ -135,10 +117,6 @@ class ImageStore:
         self._records[path.name] = record
         return path
 
-    def get(self, sample: Sample) -> Image.Image | None:
-        """Return the image of a sample, or None where it is missing or is not what was recorded."""
-        return read_image(self.path(sample)) if self.has(sample) else None
-
     def has(self, sample: Sample) -> bool:
         """Say whether the image of a sample is there, byte for byte as recorded."""
         path = self.path(sample)
@@ -153,26 +131,6 @@ class ImageStore:
     def refresh(self) -> None:
         """Read the manifest again, after another process has written to the folder."""
         self._records = _manifest(self.folder)
-
-    def verify(self) -> list[ImageFault]:
-        """Check every file against the manifest and return what is wrong, in order of file names."""
-        faults = []
-        first: dict[str, str] = {}
-        for name, record in sorted(self._records.items()):
-            path = self.folder / name
-            if name != f"{self._address(record['prompt'], record['seed'])}.png":
-                faults.append(ImageFault("foreign", name, "its record is of other settings or another model"))
-            elif not path.is_file():
-                faults.append(ImageFault("missing", name, f"recorded for {record['prompt']!r}, seed {record['seed']}"))
-            elif file_sha256(path) != record["sha256"]:
-                faults.append(ImageFault("damaged", name, "its bytes are not the recorded ones"))
-            elif first.setdefault(record["sha256"], name) != name:
-                faults.append(ImageFault("duplicate", name, f"has the bytes of {first[record['sha256']]}"))
-        strangers = {path.name for path in self.folder.glob("*.png") if not path.name.startswith(".")} - set(
-            self._records
-        )
-        faults += [ImageFault("foreign", name, "no record of it in the manifest") for name in strangers]
-        return sorted(faults, key=lambda fault: fault.file)
 
     def _address(self, prompt: str, seed: int) -> str:
         return content_key({**self._conditions, "prompt": prompt, "seed": seed})[:32]
@@ -221,11 +179,7 @@ class AnswerStore:
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
     """Write one JSON line per score, atomically."""
     lines = [json.dumps(dataclasses.asdict(score), ensure_ascii=False, allow_nan=False) for score in scores]
-
-    def write(temporary: Path) -> None:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-    replace_file(path, write)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_scores(path: Path) -> list[Score]:

@@ -12,7 +12,16 @@ from typing import Any
 
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["append_jsonl", "content_key", "file_sha256", "read_jsonl", "replace_file", "segros_home", "write_json"]
+__all__ = [
+    "append_jsonl",
+    "content_key",
+    "file_sha256",
+    "read_jsonl",
+    "replace_file",
+    "segros_home",
+    "write_json",
+    "write_text",
+]
 
 
 def segros_home() -> Path:
@@ -45,14 +54,18 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; NaN and infinity are errors."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
     replace_file(path, write)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; NaN and infinity are errors."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def append_jsonl(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ enters a mean. This module imports no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,8 @@ class Score:
         if (self.status == "unscored") != (self.value is None):
             found = f"{self.value}, {self.status}"
             raise ValueError(f"{self.item_id}: value must be None exactly when unscored, found {found}.")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"{self.item_id}: value must be finite, found {self.value}.")
 
 
 @dataclass(frozen=True)
