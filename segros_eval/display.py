@@ -193,9 +193,11 @@ def _number(value: float | str | None) -> str:
 def _notes(results: Sequence[Result]) -> Iterator[Text]:
     first = results[0]
     about = f"World: {WORLDS[first.world]}. Protocol: {first.protocol}."
-    estimators = dict.fromkeys(interval.estimator for result in results for interval in result.intervals.values())
+    estimators = dict.fromkeys(
+        result.intervals[result.headline].estimator for result in results if result.headline in result.intervals
+    )
     if estimators:
-        about += f" Interval of {first.headline}: {next(iter(estimators))}."
+        about += f" Interval of {first.headline}: {' or '.join(estimators)}."
     if first.world != "photo":
         about += " Not comparable with published numbers."
     if any(is_subset(result) for result in results):

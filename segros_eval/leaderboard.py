@@ -20,7 +20,7 @@ from segros_eval.sheets import Sheet, sheets_of
 from segros_eval.standings import PUBLISHED_WORLD, build_standings
 from segros_eval.store import read_result, write_result
 from segros_train.errors import PrerequisiteError
-from segros_train.files import replace_file
+from segros_train.files import write_text
 
 __all__ = [
     "Format",
@@ -148,7 +148,7 @@ def write_rendered(folder: Path) -> list[Path]:
     """
     stale = _stale(folder)
     for path, text in stale.items():
-        _write(path, text)
+        write_text(path, text)
     return list(stale)
 
 
@@ -162,9 +162,8 @@ def check_rendered(folder: Path) -> list[Path]:
 
 
 def _result_files(folder: Path) -> Iterable[Path]:
-    if folder.name == "results":
-        return folder.glob("*.json")
-    return [*folder.glob("**/evals/*/result.json"), *folder.glob("result.json"), *folder.glob("results/*.json")]
+    published = folder.glob("*.json" if folder.name == "results" else "results/*.json")
+    return {*folder.glob("**/evals/*/result.json"), *folder.glob("result.json"), *published}
 
 
 def _sheets(
@@ -201,13 +200,6 @@ def _stale(folder: Path) -> dict[Path, str]:
     if readme.exists() and BEGIN in (text := readme.read_text(encoding="utf-8")):
         wanted[readme] = _embedded(text, render_summary(standings.results, reference), readme)
     return {path: text for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text}
-
-
-def _write(path: Path, text: str) -> None:
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    replace_file(path, write)
 
 
 def _embedded(text: str, table: str, path: Path) -> str:

@@ -118,10 +118,10 @@ def _run_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> l
 
 def _finished(folder: Path, cell: Cell) -> Result | None:
     """Return the result that is there under the cell's key, every item scored."""
-    path = folder / "evals" / cell.task.name / "result.json"
-    if not path.is_file():
+    try:
+        result = read_result(folder / "evals" / cell.task.name / "result.json")
+    except PrerequisiteError:  # Missing or damaged: responses are kept, so it can be made again.
         return None
-    result = read_result(path)
     return result if result.key == cell.key and result.num_unscored == 0 else None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -182,26 +181,23 @@ def _run(plan: RunPlan, *, out_folder: Path, device: str, max_unscored: float, a
     from segros_eval.leaderboard import load_results, render
     from segros_eval.reference import load_reference
     from segros_eval.runner import run_plan
-    from segros_train.files import replace_file
+    from segros_train.files import write_text
 
     listener = RichListener()
     outcomes = run_plan(plan, out=out_folder, device=device, listener=listener)
     reference = load_reference()
     leaderboard = out_folder / "leaderboard.md"
-    if any(outcome.result for outcome in outcomes):
-        page = render(load_results(out_folder), reference, fmt="md")
-        replace_file(leaderboard, partial(_write, text=page))
+    # The numbers first: a damaged result of another run may stop the leaderboard.
     if as_json:
         write_document({"cells": [_outcome_document(outcome) for outcome in outcomes]})
     else:
         out().print(show_outcomes(outcomes, reference))
+    if any(outcome.result for outcome in outcomes):
+        write_text(leaderboard, render(load_results(out_folder), reference, fmt="md"))
+    if not as_json:
         _show_files(outcomes, leaderboard)
     if not all(_acceptable(outcome, max_unscored) for outcome in outcomes):
         raise typer.Exit(FAILED)
-
-
-def _write(path: Path, *, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _acceptable(outcome: Outcome, max_unscored: float) -> bool:

@@ -251,6 +251,11 @@ def test_results_are_found_in_run_folders_and_in_a_results_folder(tmp_path):
     assert {result.key for result in found} == {geneval().key, shapes().key}
 
 
+def test_run_folders_below_a_folder_called_results_are_found(tmp_path):
+    write_result(tmp_path / "results" / "segros-x-1" / "evals" / "geneval" / "result.json", geneval())
+    assert load_results(tmp_path / "results") == [geneval()]
+
+
 def test_a_result_found_twice_counts_once(tmp_path):
     publish_results([geneval()], tmp_path / "a" / "results")
     publish_results([geneval()], tmp_path / "b" / "results")
