@@ -10,12 +10,13 @@ from typing import Any
 
 from segros_eval.evaluators import EvalTask, Result, Score, Tools, World
 from segros_eval.evaluators.geneval import GenEval
-from segros_eval.evaluators.geneval_folder import FolderFault, GenEvalFolder, read_geneval_folder
+from segros_eval.evaluators.geneval_folder import FolderFault, GenEvalFolder, folder_prompts, read_geneval_folder
 from segros_eval.fingerprint import evaluation_code, plain
+from segros_eval.provenance import software
 from segros_train.errors import PrerequisiteError
 from segros_train.files import content_key, file_sha256
 
-__all__ = ["FolderScore", "score_folder", "summarise"]
+__all__ = ["FolderScore", "score_folder", "summarise", "world_of"]
 
 _IMAGES_AT_ONCE = 64
 
@@ -76,6 +77,23 @@ def summarise(
     )
 
 
+def world_of(task: EvalTask, folder: Path) -> World:
+    """Tell the world of a folder of images: the embedded one where it has a prompt of that world's set.
+
+    Args:
+        task: The evaluation.
+        folder: The images, in the benchmark's official layout.
+
+    Raises:
+        PrerequisiteError: If the layout is not found.
+    """
+    found = set(folder_prompts(folder))
+    if "shapes" not in task.worlds:
+        return "photo"
+    own = {sample.prompt for sample in task.evaluator.samples("shapes", None, (0,))}
+    return "shapes" if own & found else "photo"
+
+
 def score_folder(
     task: EvalTask,
     folder: Path,
@@ -118,7 +136,13 @@ def score_folder(
         seeds=(),
         world=world,
         key=_key(evaluator, found, tools, world),
-        provenance={"faults": [dataclasses.asdict(fault) for fault in found.faults]},
+        provenance={
+            **software(),
+            "images": folder.resolve().name,
+            "evaluator": plain(evaluator),
+            "detector": type(tools.detector).__name__,
+            "faults": [dataclasses.asdict(fault) for fault in found.faults],
+        },
     )
     return FolderScore(result, tuple(scores), found.faults)
 

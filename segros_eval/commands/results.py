@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +9,7 @@ import typer
 
 from segros_eval.commands.console import FAILED, emit, err, names, out, write_document
 from segros_train.errors import PrerequisiteError, unknown_name
-from segros_train.files import replace_file, segros_home
+from segros_train.files import segros_home, write_text
 
 if TYPE_CHECKING:
     from segros_eval.evaluators import EvalTask, World
@@ -125,7 +123,7 @@ def report(
         emit(text)
         return
     page = run / "report.html"
-    replace_file(page, partial(_write, text=text))
+    write_text(page, text)
     emit(f"written  {page}")
 
 
@@ -157,6 +155,8 @@ def paper(
         results = load_results(Path("leaderboards") / "results", runs)
         shown = catalog.tables[table]
         emit(render_paper_table(results, load_reference(), table=shown.table, backbones=chosen))
+        if shown.note:
+            err().print(shown.note, soft_wrap=True, markup=False)
 
 
 def _run_table(
@@ -197,18 +197,14 @@ def _evaluator(known: Any, name: str) -> EvalTask:
 
 
 def _world(task: EvalTask, images: Path, asked: str | None) -> World:
-    """Return the world of a folder: as asked, else the embedded one exactly where a prompt of its own is found."""
+    """Return the world of a folder: as asked, else as its prompts tell."""
+    from segros_eval.score import world_of
+
     if asked is not None:
         if asked not in task.worlds:
             raise unknown_name("world", asked, task.worlds)
         return "shapes" if asked == "shapes" else "photo"
-    if "shapes" not in task.worlds:
-        return "photo"
-    own = {sample.prompt for sample in task.evaluator.samples("shapes", None, (0,))}
-    for path in sorted(images.glob("*/metadata.jsonl"))[:1]:
-        prompts = re.findall(r'"prompt": ?"([^"]*)"', path.read_text(encoding="utf-8", errors="replace"))
-        return "shapes" if own & set(prompts) else "photo"
-    return "photo"
+    return world_of(task, images)
 
 
 def _results_of(run: Path) -> list[Any]:
@@ -223,7 +219,3 @@ def _results_of(run: Path) -> list[Any]:
 def _own_reference(folder: Path) -> Path | None:
     path = folder / "reference" / "segros.json"
     return path if path.is_file() else None
-
-
-def _write(path: Path, *, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

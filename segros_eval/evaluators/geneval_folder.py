@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -25,9 +25,16 @@ from typing import Any, Literal
 from segros_eval.evaluators import Sample, Score
 from segros_eval.store import UnreadableImageError, read_image
 from segros_train.errors import PrerequisiteError
-from segros_train.files import content_key, file_sha256, replace_file
+from segros_train.files import content_key, file_sha256, replace_file, write_text
 
-__all__ = ["FolderFault", "GenEvalFolder", "official_row", "read_geneval_folder", "write_geneval_folder"]
+__all__ = [
+    "FolderFault",
+    "GenEvalFolder",
+    "folder_prompts",
+    "official_row",
+    "read_geneval_folder",
+    "write_geneval_folder",
+]
 
 _IMAGE_NAME = re.compile(r"^\d+\.png$")
 _RECORD_FILE = "metadata.jsonl"
@@ -108,6 +115,21 @@ def read_geneval_folder(root: Path, *, prompts: Sequence[Mapping[str, Any]], ima
     )
 
 
+def folder_prompts(root: Path) -> Iterator[str]:
+    """Yield the prompts that a folder in the official layout says it shows.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        PrerequisiteError: If there is no folder of a prompt at all.
+    """
+    for directory in _prompt_directories(root):
+        record = _record(directory)
+        if record is not None:
+            yield record["prompt"]
+
+
 def write_geneval_folder(root: Path, images: Iterable[tuple[Sample, Path]]) -> None:
     """Write images in the official layout, for the official scripts or for `segros score geneval`.
 
@@ -121,7 +143,7 @@ def write_geneval_folder(root: Path, images: Iterable[tuple[Sample, Path]]) -> N
     for sample, source in images:
         prompt_id, _, draw = sample.item_id.partition("/")
         record = json.dumps(dict(sample.metadata)) + "\n"
-        replace_file(root / prompt_id / _RECORD_FILE, partial(_write_text, record))
+        write_text(root / prompt_id / _RECORD_FILE, record)
         replace_file(root / prompt_id / "samples" / f"{draw}.png", partial(shutil.copyfile, source))
 
 
@@ -228,7 +250,3 @@ def _absent(prompt_id: str, tag: str, number: int, reason: str) -> list[Score]:
 
 def _unscored(item_id: str, tag: str, reason: str) -> Score:
     return Score(item_id, item_id.partition("/")[0], None, None, "unscored", None, reason=reason, group=tag)
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -69,6 +69,7 @@ def test_a_whole_folder_has_no_fault_and_scores_like_the_images_themselves(expor
     assert list(found.scores) == EVALUATOR.score(samples, images, TOOLS)
     assert found.result.num_samples == 36
     assert found.result.metrics == EVALUATOR.aggregate(found.scores)
+    assert found.result.provenance["versions"]["torch"] and found.result.provenance["detector"] == "SceneReader"
     assert result_from_json(json.loads(json.dumps(result_to_json(found.result)))) == found.result
 
 
