@@ -53,7 +53,10 @@ def method_of(checkpoint: Path) -> str:
     """
     for folder in checkpoint.resolve().parents[:3]:
         if (folder / "plan.json").is_file():
-            return str(_json(folder / "plan.json")["task"]["name"])
+            task = _json(folder / "plan.json").get("task")
+            if isinstance(task, dict) and isinstance(task.get("name"), str):
+                return str(task["name"])
+            raise PrerequisiteError(f"{folder / 'plan.json'} names no method. Say with --method what trained it.")
     raise PrerequisiteError(f"{checkpoint} lies in no run folder. Say with --method what trained it.")
 
 

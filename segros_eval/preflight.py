@@ -22,7 +22,18 @@ from segros_train.errors import PrerequisiteError
 from segros_train.files import segros_home
 from segros_train.types import BackboneCard, DataCard
 
-__all__ = ["Cost", "Problem", "check_plan", "damaged", "estimate", "located", "missing_data", "missing_weights"]
+__all__ = [
+    "Cost",
+    "Problem",
+    "check_device",
+    "check_plan",
+    "damaged",
+    "estimate",
+    "existing",
+    "located",
+    "missing_data",
+    "missing_weights",
+]
 
 BYTES_PER_PIXEL = 1.5
 """Of a PNG, generously: photographs take about 1.4, scenes of the embedded world 0.6."""
@@ -75,7 +86,7 @@ def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
         out: Folder of run folders.
         device: Torch device, or `"auto"`.
     """
-    problems = [*_unwritable(out), *_device(device)]
+    problems = [*_unwritable(out), *check_device(device)]
     for stage in plan.stages:
         if stage.checkpoint is not None:
             problems += damaged(stage.checkpoint)
@@ -122,7 +133,7 @@ def missing_weights(card: BackboneCard) -> list[Problem]:
 
 
 def damaged(checkpoint: Path) -> list[Problem]:
-    """Return what is wrong with a checkpoint's tensors, as far as their headers and the manifest tell."""
+    """Return what is wrong with a checkpoint's tensors, as far as their headers tell."""
     remedy = "Take another checkpoint, or train again."
     problems = []
     weights = sorted(checkpoint.glob("*.safetensors"))
@@ -243,10 +254,15 @@ def _num_responses(stage: Stage, cell: Cell) -> int | None:
         return None
 
 
+def existing(path: Path) -> Path:
+    """Return a path, or the nearest one above it that is there and may be seen."""
+    while not os.path.exists(path):  # Path.exists raises where a folder above may not be entered.
+        path = path.parent
+    return path
+
+
 def _unwritable(out: Path) -> Iterator[Problem]:
-    folder = out
-    while not folder.exists():
-        folder = folder.parent
+    folder = existing(out)
     remedy = "Choose another folder with --out, or mend its rights."
     if not folder.is_dir():
         yield Problem(f"Cannot write to {out}: {folder} is a file", remedy)
@@ -258,25 +274,23 @@ def _unwritable(out: Path) -> Iterator[Problem]:
         yield Problem(f"Cannot write to {out}: {error.strerror}", remedy)
 
 
-def _device(device: str) -> Iterator[Problem]:
+def check_device(device: str) -> Iterator[Problem]:
+    """Yield what keeps a device from being used: it is unknown, or not there."""
     if device in ("auto", "cpu"):
         return
     import torch
 
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not (index.isdecimal() or device == "cuda"):
         yield Problem(f"--device takes auto, cpu or cuda, found {device!r}", "Leave it out to take the best there is.")
-        return
-    if kind == "cuda" and not torch.cuda.is_available():
-        yield Problem("--device cuda: torch finds no CUDA device here", "Use --device cpu, or mend the driver.")
+    elif not torch.cuda.is_available():
+        yield Problem(f"--device {device}: torch finds no CUDA device here", "Use --device cpu, or mend the driver.")
+    elif index and int(index) >= torch.cuda.device_count():
+        yield Problem(f"--device {device}: the last one here is cuda:{torch.cuda.device_count() - 1}", "Take that one.")
 
 
 def _too_big(plan: RunPlan, out: Path) -> Iterator[Problem]:
-    folder = out
-    while not folder.is_dir():
-        folder = folder.parent
-    needed, free = sum(estimate(stage).disk_bytes or 0 for stage in plan.stages), shutil.disk_usage(folder).free
+    needed, free = sum(estimate(stage).disk_bytes or 0 for stage in plan.stages), shutil.disk_usage(existing(out)).free
     if needed > free:
         yield Problem(
             f"The run writes about {needed / GIB:.1f} GiB, {out} has {free / GIB:.1f} GiB free",

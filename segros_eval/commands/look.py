@@ -82,7 +82,7 @@ def doctor(
 ) -> None:
     """Tell what this machine has: versions, devices, disk, weights and data."""
     from segros_eval.catalog import load_catalog
-    from segros_eval.preflight import missing_data, missing_weights
+    from segros_eval.preflight import existing, missing_data, missing_weights
     from segros_eval.provenance import software
     from segros_train.files import segros_home
 
@@ -92,7 +92,7 @@ def doctor(
     document = {
         **software(),
         "device": _devices(),
-        "disk_free_gib": round(shutil.disk_usage(_existing(runs)).free / 2**30, 1),
+        "disk_free_gib": round(shutil.disk_usage(existing(runs)).free / 2**30, 1),
         "home": str(segros_home()),
         "weights": weights,
         "data": data,
@@ -122,13 +122,6 @@ def _devices() -> str:
     return ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in found)
 
 
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
 def explain(
     backbone: Annotated[str, typer.Option("--backbone", help="Name of a backbone.")],
     image: Annotated[Path, typer.Option("--image", help="An image file.")],
@@ -141,6 +134,7 @@ def explain(
     """Draw what a method makes of an image: grounding map, kept tokens, hints, corrupted input."""
     from segros_eval.catalog import load_catalog
     from segros_eval.explain import explain as draw
+    from segros_eval.preflight import check_device
     from segros_eval.ranks import local_device
     from segros_train import backbones
     from segros_train.files import replace_file
@@ -153,6 +147,8 @@ def explain(
     decides = catalog.methods[method].method
     if decides is None:
         raise PrerequisiteError(f"Method {method!r} trains nothing, so there is nothing to explain.")
+    for problem in check_device(device):
+        raise PrerequisiteError(str(problem))
     picture = _read(image)
     model = backbones.load(catalog.backbones[backbone], device=local_device() if device == "auto" else device).eval()
     drawn = draw(model, picture, caption, decides, seed=seed)

@@ -12,7 +12,7 @@ import pytest
 from segros_eval import preflight
 from segros_eval.catalog import Catalog, load_catalog
 from segros_eval.plan import Request, RunPlan, Stage, make_plan
-from segros_eval.preflight import Problem, check_plan, damaged, estimate, located, missing_data
+from segros_eval.preflight import Problem, check_device, check_plan, damaged, estimate, located, missing_data
 from segros_train.types import DataCard
 
 
@@ -80,6 +80,20 @@ def test_cuda_that_is_not_there_is_told(declared: Catalog, tmp_path: Path, monke
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (problem,) = check_plan(plan_of(declared), out=tmp_path, device="cuda")
     assert "no CUDA device" in problem.what
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "cuda0", "cuda:x", ""])
+def test_a_device_that_is_neither_cpu_nor_cuda_is_refused(device: str) -> None:
+    (problem,) = check_device(device)
+    assert "--device takes" in problem.what
+
+
+def test_a_device_with_a_number_too_large_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert list(check_device("cuda:1")) == []
+    (problem,) = check_device("cuda:2")
+    assert "the last one here is cuda:1" in problem.what
 
 
 def test_a_disk_that_is_too_small_is_told_with_both_sizes(

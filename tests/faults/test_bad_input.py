@@ -111,7 +111,7 @@ def test_an_option_that_does_not_exist_is_refused(segros: Segros) -> None:
     assert_refused(segros(*RUN, "--metod", "none"), "No such option")
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/segros"])
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/segros", "x" * 300, "x" * 300 + "/below"])
 def test_an_output_folder_that_cannot_be_written_is_refused(segros: Segros, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("in the way")
     assert_refused(segros(*RUN, "--out", tmp_path / place), "Cannot write to", "--out")
@@ -162,6 +162,22 @@ def test_a_checkpoint_outside_a_run_folder_needs_its_methods_name(segros: Segros
     assert_refused(segros("eval", "--checkpoint", checkpoint, "--eval", "geneval"), "--method")
 
 
+@pytest.mark.parametrize("plan", ["{}", '{"task": null}', "[]", "torn"])
+def test_a_foreign_plan_beside_a_checkpoint_is_refused(segros: Segros, checkpoint: Path, plan: str) -> None:
+    (checkpoint.parent / "plan.json").write_text(plan)
+    assert_refused(segros("eval", "--checkpoint", checkpoint, "--eval", "geneval"), "plan.json")
+
+
+def test_a_damaged_result_is_made_again_from_what_was_drawn(segros: Segros, world: cli_world.World) -> None:
+    result = next((world.folder / "runs").glob("none-*/evals/geneval/result.json"))
+    before = json.loads(result.read_text())
+    result.write_text("torn")
+    done = segros(*RUN, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(result.read_text())["metrics"] == before["metrics"]
+    assert "draw " not in done.stderr
+
+
 def test_a_corrupted_image_is_unscored_and_named(segros: Segros, images: Path) -> None:
     (images / "00003" / "samples" / "00001.png").write_bytes(b"\x89PNG torn")
     done = segros("score", "geneval", "--images", images, "--json")
@@ -188,7 +204,14 @@ def test_an_allowed_share_of_unscored_images_ends_well(segros: Segros, images: P
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
 def test_a_folder_without_images_is_refused(segros: Segros, tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
-    assert_refused(segros("score", "geneval", "--images", tmp_path / name, "--world", "shapes"), name)
+    for world in ((), ("--world", "shapes")):
+        done = segros("score", "geneval", "--images", tmp_path / name, *world)
+        assert_refused(done, name, "GenEval's layout")
+
+
+def test_the_world_of_a_folder_is_told_by_any_of_its_prompts(segros: Segros, images: Path) -> None:
+    (images / "00000" / "metadata.jsonl").write_text('{"tag": "colors", "prompt": "a photo of a holiday"}')
+    assert_refused(segros("score", "geneval", "--images", images), "foreign prompt", "missing prompt", code=1)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +228,10 @@ def test_a_folder_without_images_is_refused(segros: Segros, tmp_path: Path, name
         (("report", "nowhere"), "no run folder"),
         (("export", "nowhere"), "no checkpoint"),
         (("explain", "--backbone", "micro", "--image", "nowhere.png", "--caption", "x"), "nowhere.png"),
+        (
+            ("explain", "--backbone", "micro", "--image", "x.png", "--caption", "x", "--device", "warp"),
+            "--device takes",
+        ),
         (("explain", "--backbone", "mikro", "--image", "x.png", "--caption", "x"), "Did you mean 'micro'"),
     ],
 )
