@@ -16,6 +16,7 @@ __all__ = ["BenchmarkData", "PinnedFile", "fetch_file", "file_fault", "home_of"]
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30
 PARTIAL_CONTENT = 206
+NOTHING_LEFT = 416
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,15 @@ def fetch_file(file: PinnedFile, folder: Path, *, advance: Callable[[int], None]
 def _download(url: str, partial: Path, advance: Callable[[int], None]) -> None:
     start = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code != NOTHING_LEFT or not start:
+            raise
+        # Killed between the last byte and the check of the digest.
+        partial.unlink()
+        return _download(url, partial, advance)
+    with answer:
         resumed = answer.status == PARTIAL_CONTENT
         advance(start if resumed else 0)
         with partial.open("ab" if resumed else "wb") as stream:

@@ -30,6 +30,9 @@ class Server:
             def do_GET(self) -> None:
                 start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if ranges else 0
                 starts.append(start)
+                if start >= len(CONTENT):
+                    self.send_error(416)
+                    return
                 self.send_response(206 if start else 200)
                 self.send_header("Content-Length", str(len(CONTENT) - start))
                 self.end_headers()
@@ -73,6 +76,14 @@ def test_a_stopped_transfer_goes_on_where_it_was(tmp_path: Path) -> None:
     with Server() as server:
         assert fetch(server, tmp_path) == len(CONTENT)
         assert server.starts == [1000]
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_transfer_that_was_killed_after_its_last_byte_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / ".file.part").write_bytes(CONTENT)
+    with Server() as server:
+        assert fetch(server, tmp_path) == len(CONTENT)
+        assert server.starts == [len(CONTENT), 0]
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
