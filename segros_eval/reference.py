@@ -36,7 +36,7 @@ class Label:
     """A text of a table's head or side.
 
     Attributes:
-        text: As printed; None where our copy of the print lost it.
+        text: After the print, shortened where that is long; None where our copy of the print lost it.
         inferred: Why the text is believed, where it was not printed.
     """
 
@@ -50,7 +50,7 @@ class Column:
 
     Attributes:
         key: `"<evaluator>/<metric>"`, or `"recipe/<setting>"` in tables that hold settings.
-        title: As printed.
+        title: After the print.
         group: Head that spans several columns.
         inferred: Why the title is believed, where it was not printed.
     """
