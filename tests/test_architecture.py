@@ -142,19 +142,6 @@ def test_modules_form_no_cycle(library: list[Source]) -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_a_declaration_holds_only_imports_and_assignments(sources: list[Source]) -> None:
-    statements = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
-    computing = (ast.Lambda, ast.comprehension, ast.IfExp, ast.NamedExpr, ast.Await)
-    wrong = []
-    for source in (source for source in sources if source.package == "tasks"):
-        for node in source.tree.body:
-            is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            if not isinstance(node, statements) and not is_text:
-                wrong.append(f"{source.name}:{node.lineno} {type(node).__name__}")
-        wrong += [f"{source.name}: {type(n).__name__}" for n in ast.walk(source.tree) if isinstance(n, computing)]
-    assert not wrong
-
-
 def test_the_types_of_declarations_import_no_torch() -> None:
     names = ("segros_train.types", "segros_train.errors", "segros_train.methods", "segros_eval.evaluators")
     code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
