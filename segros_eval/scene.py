@@ -88,7 +88,7 @@ def _templates() -> tuple[tuple[str, ...], NDArray[np.float32]]:
         for size, level, blur in product(_TEMPLATE_SIZES, _TEMPLATE_LEVELS, _TEMPLATE_BLURS_PX):
             coverage = np.pad(shape_alpha(shape, size)[:, :, 0], 3)
             if blur:
-                coverage = cv2.GaussianBlur(coverage, (0, 0), blur)
+                coverage = cv2.GaussianBlur(coverage, (0, 0), blur).astype(np.float32)
             names.append(shape)
             masks.append(_fit(_tight(coverage / coverage.max(), level)).ravel())
     return tuple(names), np.stack(masks)
