@@ -183,14 +183,22 @@ def resample_scores(scores: Tensor, source: Grid, target: Grid) -> Tensor:
     return resized.flatten(1)
 
 
-def truncated_normal_ratio(size: int, rng: Generator, *, low: float = 0.7, deviation: float = 0.25) -> Tensor:
-    """Draw [size] masking ratios from a normal distribution around 1, cut to [low, 1].
+def truncated_normal_ratio(uniform: Tensor, *, minimum: float) -> Tensor:
+    """Turn uniform draws into masking ratios: normal around 1 with deviation 0.25, cut to [minimum, 1].
 
-    Source: MAR's training schedule, kept by Harmon (mean 1, deviation 0.25, at least 0.7).
+    Args:
+        uniform: [B] floating in [0, 1).
+        minimum: Smallest ratio.
+
+    Returns:
+        [B] float64.
+
+    Source: wusize/Harmon src/models/mar/mar.py @ 4eb60876
     """
-    lowest_share = 0.5 * math.erfc((1 - low) / (deviation * math.sqrt(2)))
-    draws = torch.rand(size, generator=rng, device=rng.device)
-    return (1 + deviation * torch.special.ndtri(lowest_share + (0.5 - lowest_share) * draws)).clamp(low, 1)
+    deviation = 0.25
+    lowest = torch.special.ndtr(torch.tensor((minimum - 1) / deviation, dtype=torch.float64)).item()
+    quantile = lowest + uniform.double() * (0.5 - lowest)
+    return (1 + deviation * torch.special.ndtri(quantile)).clamp(minimum, 1)
 
 
 def cosine_ratio(size: int, rng: Generator) -> Tensor:

@@ -38,9 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     name, group = marker.args
     path = metafunc.config.getoption("--golden") / name / "cases.json"
-    if not path.is_file():
-        reason = f"no golden set {path.parent}"
-        metafunc.parametrize("case", [pytest.param("absent", marks=pytest.mark.skip(reason=reason))])
-        return
-    keys = (key.split(".") for key in json.loads(path.read_text(encoding="utf-8"))["tensors"])
-    metafunc.parametrize("case", list(dict.fromkeys(key[1] for key in keys if key[0] == group)))
+    tensors = json.loads(path.read_text(encoding="utf-8"))["tensors"] if path.is_file() else ()
+    cases = dict.fromkeys(key.split(".")[1] for key in tensors if key.startswith(f"{group}."))
+    absent = pytest.mark.skip(reason=f"the golden set {path.parent} has no group {group}")
+    metafunc.parametrize("case", list(cases) or [pytest.param("absent", marks=absent)])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -90,12 +91,17 @@ class Golden:
     record: Mapping[str, Any]
 
     def group(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors below a name."""
-        return {key[len(name) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{name}.")}
+        """Return the tensors below a name; skip where the set has none."""
+        found = {key[len(name) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{name}.")}
+        if not found:
+            pytest.skip(f"the golden set has no group {name}")
+        return found
 
-    @property
-    def extra(self) -> Mapping[str, Any]:
-        return self.record["extra"]
+    def extra(self, name: str) -> Any:
+        """Return what stands beside the tensors under a name; skip where the set lacks it."""
+        if name not in self.record.get("extra", {}):
+            pytest.skip(f"the golden set has no extra {name}")
+        return self.record["extra"][name]
 
     def repeated(self, rows: Tensor) -> Tensor:
         """Split copy-major rows into [repetitions, rows, ...]."""

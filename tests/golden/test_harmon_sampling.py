@@ -63,7 +63,7 @@ class Run:
 
 def recorded_run(golden: Golden, case: str) -> Run:
     given = golden.group(f"sample.{case}")
-    arguments = golden.extra[f"sample.{case}.args"]
+    arguments = golden.extra(f"sample.{case}.args")
     rows, num_cells = given["orders"].shape
     plan = iterations(
         num_cells, arguments["num_iter"], cfg_scale=arguments["cfg"], cfg_schedule=arguments["cfg_schedule"]
@@ -128,7 +128,7 @@ def indexed(tables: Mapping[str, Any], name: str) -> dict[int, float]:
 
 
 def test_the_noise_schedules_hold_the_recorded_values(golden: Golden) -> None:
-    tables = golden.extra["diffusion_tables"]
+    tables = golden.extra("diffusion_tables")
     steps = training_steps()
     assert len(steps) == tables["train_T"]
     betas, kept = indexed(tables, "betas"), indexed(tables, "alphas_cumprod")
@@ -143,6 +143,6 @@ def test_the_noise_schedules_hold_the_recorded_values(golden: Golden) -> None:
 
 
 def test_iterations_hide_the_recorded_numbers_of_cells(golden: Golden) -> None:
-    for name, lengths in golden.extra["mask_len_schedule"].items():
+    for name, lengths in golden.extra("mask_len_schedule").items():
         num_cells, num_steps = map(int, re.fullmatch(r"N(\d+)_iter(\d+)", name).groups())
         assert [step.hidden for step in iterations(num_cells, num_steps)] == lengths[:-1]

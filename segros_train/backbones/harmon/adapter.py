@@ -18,6 +18,7 @@ from segros_train.backbones.harmon.model import HarmonModel, evaluating
 from segros_train.backbones.harmon.prompts import IGNORED, NO_CAPTION, HarmonTokenizer, Prompts
 from segros_train.backbones.harmon.states import write_checkpoint
 from segros_train.backbones.harmon.transforms import CropToSquare, PadToSquare
+from segros_train.masking import truncated_normal_ratio
 from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, InstructionBatch, Supervision
 
 if TYPE_CHECKING:
@@ -25,21 +26,7 @@ if TYPE_CHECKING:
 
     from segros_train.types import BackboneCard
 
-__all__ = ["Harmon", "truncated_ratio", "visible_indices"]
-
-RATIO_MEAN = 1.0
-RATIO_SCALE = 0.25
-
-
-def truncated_ratio(uniform: Tensor, *, minimum: float) -> Tensor:
-    """Turn uniform draws into shares of hidden cells: normal around 1 with deviation 0.25, cut to [minimum, 1].
-
-    Source: wusize/Harmon src/models/mar/mar.py @ 4eb60876
-    """
-    low = torch.special.ndtr(torch.tensor((minimum - RATIO_MEAN) / RATIO_SCALE, dtype=torch.float64))
-    high = 0.5
-    quantile = low + uniform.double().cpu() * (high - low)
-    return (RATIO_MEAN + RATIO_SCALE * torch.special.ndtri(quantile)).clamp(minimum, 1.0)
+__all__ = ["Harmon", "visible_indices"]
 
 
 def visible_indices(masked: Tensor) -> Tensor:
@@ -130,9 +117,8 @@ class Harmon(Backbone):
     def masking_ratio(self, size: int, rng: Generator) -> Tensor:
         """Draw one share of hidden cells for the whole batch, [size]."""
         uniform = torch.rand(1, generator=rng, device=rng.device, dtype=torch.float64)
-        return (
-            truncated_ratio(uniform, minimum=self.model.config.mar.mask_ratio_min).float().expand(size).to(rng.device)
-        )
+        ratio = truncated_normal_ratio(uniform, minimum=self.model.config.mar.mask_ratio_min)
+        return ratio.float().expand(size)
 
     def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: Generator) -> Tensor:
         """Return the diffusion loss of the target cells, a scalar.
