@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from segros_train.errors import PrerequisiteError
-from segros_train.files import append_jsonl, read_jsonl, replace_file
+from segros_train.files import append_jsonl, read_jsonl, write_text
 
 __all__ = ["Metrics", "NonFiniteLossError", "StepReport", "Update"]
 
@@ -121,7 +121,7 @@ class Metrics:
         if not self._accelerator.is_main_process or not self._path.exists():
             return
         kept = "".join(json.dumps(line) + "\n" for line in read_jsonl(self._path) if line["step"] <= step)
-        replace_file(self._path, lambda temporary: _write_text(temporary, kept))
+        write_text(self._path, kept)
 
     def add(self, update: Update) -> None:
         """Take in an update."""
@@ -186,7 +186,3 @@ class Metrics:
             item_ids=item_ids,
             checkpoint=checkpoint,
         )
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

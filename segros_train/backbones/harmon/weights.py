@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from segros_train.backbones import SHIPPED_WEIGHTS
+from segros_train.files import segros_home
 from segros_train.types import BackboneCard, WeightFile
 
 __all__ = ["CHECKPOINT_FILES", "Located", "locate", "missing_weights"]
@@ -66,8 +66,7 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _published(card: BackboneCard, source: Path | None) -> Located:
-    home = Path(os.environ.get("SEGROS_HOME", Path.home() / ".cache" / "segros"))
-    kept = home / "weights" / card.name
+    kept = segros_home() / "weights" / card.name
     files: dict[str, Path] = {}
     missing: list[str] = []
     if source is not None and not card.weights:
