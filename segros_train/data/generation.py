@@ -70,7 +70,12 @@ class CaptionedFolder:
         root = _existing_folder(where)
         listing = root / "captions.jsonl"
         if listing.exists():
-            items = [(line["file"], line["caption"]) for line in read_jsonl(listing)]
+            try:
+                items = [(line["file"], line["caption"]) for line in read_jsonl(listing)]
+            except (KeyError, TypeError) as error:
+                raise PrerequisiteError(
+                    f"{listing} needs lines with file and caption; one has not: {error}."
+                ) from error
         else:
             images = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
             items = [
@@ -178,8 +183,11 @@ class HubImages:
         stored = row["image"] or {}
         if stored.get("bytes") is None and stored.get("path") is None:
             raise DataError(f"Item {item_id!r} has no image.")
+        caption = row[self.caption_column]
+        if not isinstance(caption, str):
+            raise DataError(f"Item {item_id!r} has no caption.")
         source = Path(stored["path"]) if stored.get("bytes") is None else io.BytesIO(stored["bytes"])
-        return GenerationSample(item_id, read_image(source, item_id=item_id), row[self.caption_column])
+        return GenerationSample(item_id, read_image(source, item_id=item_id), caption)
 
 
 def _existing_folder(where: str) -> Path:

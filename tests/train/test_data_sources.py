@@ -63,6 +63,12 @@ def test_a_list_of_captions_decides_what_a_folder_holds(tmp_path: Path) -> None:
     assert (len(source), source[0].caption, source[0].image.mode) == (1, "rouge", "RGB")
 
 
+def test_a_list_without_captions_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "captions.jsonl").write_text('{"file": "a.png"}\n')
+    with pytest.raises(PrerequisiteError, match=r"captions\.jsonl needs lines with file and caption"):
+        open_generation(f"folder:{tmp_path}", seed=0)
+
+
 def test_tar_files_are_indexed_and_read_one_sample_at_a_time(tmp_path: Path) -> None:
     write_tar(tmp_path / "00001.tar", {"x.png": png(BLUE), "x.txt": b"blue", "lonely.png": png(RED)})
     write_tar(tmp_path / "00000.tar", {"x.txt": "rosé ".encode(), "x.json": b"{}", "x.png": png(RED)})
@@ -95,6 +101,12 @@ def test_a_hub_data_set_gives_image_and_prompt(column: str) -> None:
         source[1]
     with pytest.raises(DataError, match="'2' has no image"):
         source[2]
+
+
+def test_a_hub_item_without_a_caption_is_an_error_that_names_it() -> None:
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": png(RED), "path": None}], "prompt": [None]})
+    with pytest.raises(DataError, match="Item '0' has no caption"):
+        HubImages.of(rows.cast_column("image", datasets.Image()))[0]
 
 
 def test_a_hub_data_set_without_captions_is_refused_with_its_columns() -> None:
