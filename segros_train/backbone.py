@@ -109,9 +109,7 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def answer(
-        self, images: Sequence[Sequence[Image]], questions: Sequence[str], *, max_new_tokens: int
-    ) -> list[str]:
+    def answer(self, images: Sequence[Sequence[Image]], questions: Sequence[str], *, max_new_tokens: int) -> list[str]:
         """Answer each question about its images by greedy decoding.
 
         Args:

@@ -27,6 +27,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> PrerequisiteErro
     choices = sorted(known)
     close = difflib.get_close_matches(name, choices, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return PrerequisiteError(
-        f"Unknown {kind} {name!r}.{hint} Declared: {', '.join(choices) or 'none'}."
-    )
+    return PrerequisiteError(f"Unknown {kind} {name!r}.{hint} Declared: {', '.join(choices) or 'none'}.")
