@@ -216,7 +216,10 @@ def wilson_interval(num_right: float, total: int) -> tuple[float, float]:
     share, z2 = num_right / total, _Z95**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = _Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The ends are exact: a rounding error would leave a share of 0 or 1 outside its own interval.
+    low = centre - half if num_right > 0 else 0.0
+    high = centre + half if num_right < total else 1.0
+    return low, high
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,12 @@ def test_mcnemars_test_stands_thousands_of_discordant_items() -> None:
     assert 0.0 < mcnemar_exact(1500, 1400) < 0.07
 
 
+@given(st.integers(1, 500))
+def test_the_wilson_interval_of_none_or_all_starts_or_ends_there_exactly(total: int) -> None:
+    assert wilson_interval(0, total)[0] == 0.0
+    assert wilson_interval(total, total)[1] == 1.0
+
+
 @given(st.integers(1, 500), st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_the_wilson_interval_is_scipys(total: int, share: float) -> None:
