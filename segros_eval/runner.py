@@ -211,15 +211,15 @@ def _sources(stage: Stage) -> tuple[GenerationSource, InstructionSource | None]:
     from segros_train.data.instruction import open_instruction
 
     assert stage.recipe is not None and stage.data is not None
-    seed, limit = DATA_SEED, None
     if stage.task.from_scratch:
+        from segros_train.data.shapes import InstructionSet, PretrainingSet
         from segros_train.pretrain import NUM_SCENES, SCENES_SEED
 
-        seed, limit = SCENES_SEED, NUM_SCENES
-    generation = open_generation(located(stage.data.generation), seed=seed, limit=limit)
+        return PretrainingSet(SCENES_SEED, NUM_SCENES), InstructionSet(SCENES_SEED, NUM_SCENES)
+    generation = open_generation(located(stage.data.generation), seed=DATA_SEED)
     if stage.recipe.i2t_weight == 0 or stage.data.instruction is None:
         return generation, None
-    return generation, open_instruction(located(stage.data.instruction), seed=seed, limit=limit)
+    return generation, open_instruction(located(stage.data.instruction), seed=DATA_SEED)
 
 
 def _beginning(stage: Stage, folder: Path, device: str) -> Backbone:

@@ -78,7 +78,9 @@ harmon_tiny = BackboneCard(
             decoder_width=160,
             decoder_depth=3,
             decoder_heads=5,
-            diffusion=DiffusionConfig(depth=3, width=160, num_sampling_steps=25, batch_mul=2),
+            diffusion=DiffusionConfig(
+                depth=3, width=160, num_sampling_steps=25, last_sampling_timestep=950, batch_mul=2
+            ),
             base_grid=(6, 6),
             buffer_size=16,
             attention_dropout=0.0,

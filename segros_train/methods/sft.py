@@ -17,10 +17,22 @@ __all__ = ["SFT", "native_mask"]
 
 @dataclass(frozen=True)
 class SFT:
-    """Continue the backbone's own training on captions."""
+    """Continue the backbone's own training on captions.
+
+    Attributes:
+        all_hidden_share: Share of batches whose every cell is hidden, so that the text alone tells of the image;
+            above 0 in pretraining only.
+    """
+
+    all_hidden_share: float = 0.0
 
     def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, rng: Generator) -> Supervision:
         """Return the caption and a random mask at the native ratio; see `Method`."""
+        if self.all_hidden_share > 0 and masking_ratio is not None:
+            import torch
+
+            all_hidden = torch.rand((), generator=rng, device=rng.device) < self.all_hidden_share
+            masking_ratio = masking_ratio.masked_fill(all_hidden.to(masking_ratio.device), 1.0)
         return Supervision(caption=True, masked=native_mask(seen, masking_ratio, rng=rng))
 
 

@@ -7,5 +7,9 @@ from segros_train.methods.sft import SFT
 from segros_train.types import TrainTask
 
 pretrain = TrainTask(
-    name="pretrain", title="Pretraining", method=SFT(), recipe="harmon-tiny-pretrain", from_scratch=True
+    name="pretrain",
+    title="Pretraining",
+    method=SFT(all_hidden_share=0.35),
+    recipe="harmon-tiny-pretrain",
+    from_scratch=True,
 )

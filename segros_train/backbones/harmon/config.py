@@ -60,12 +60,14 @@ class DiffusionConfig:
         depth: Residual blocks.
         width: Channels.
         num_sampling_steps: Denoising steps of a draw, out of the 1000 of training.
+        last_sampling_timestep: Timestep a draw starts from; upstream's is the last of training.
         batch_mul: Timesteps drawn per cell and training step.
     """
 
     depth: int
     width: int
     num_sampling_steps: int = 100
+    last_sampling_timestep: int = 999
     batch_mul: int = 4
 
 

@@ -106,18 +106,23 @@ def training_steps() -> tuple[NoiseStep[float], ...]:
 
 
 @cache
-def sampling_steps(count: int) -> tuple[tuple[int, ...], tuple[NoiseStep[float], ...]]:
+def sampling_steps(
+    count: int, last: int = NUM_TRAINING_STEPS - 1
+) -> tuple[tuple[int, ...], tuple[NoiseStep[float], ...]]:
     """Return the timesteps of a draw, ascending, and the coefficients of the schedule that visits only them.
 
     Args:
-        count: Number of denoising steps in [1, 1000].
+        count: Number of denoising steps in [1, last + 1].
+        last: Timestep the draw starts from, in [0, 1000).
 
     Raises:
-        ValueError: If `count` is out of range.
+        ValueError: If `count` or `last` is out of range.
     """
-    if not 1 <= count <= NUM_TRAINING_STEPS:
-        raise ValueError(f"A draw takes 1 to {NUM_TRAINING_STEPS} denoising steps, asked for {count}.")
-    stride = (NUM_TRAINING_STEPS - 1) / (count - 1) if count > 1 else 1.0
+    if not 1 <= count <= last + 1 <= NUM_TRAINING_STEPS:
+        raise ValueError(
+            f"A draw takes 1 to {NUM_TRAINING_STEPS} denoising steps, asked for {count} from timestep {last} on."
+        )
+    stride = last / (count - 1) if count > 1 else 1.0
     position, timesteps = 0.0, []
     for _ in range(count):
         timesteps.append(round(position))
@@ -218,7 +223,7 @@ class DiffusionHead(nn.Module):
 
     def __init__(self, config: DiffusionConfig, *, channels: int, condition_width: int, checkpointing: bool) -> None:
         super().__init__()
-        self.num_sampling_steps = config.num_sampling_steps
+        self.sampling = (config.num_sampling_steps, config.last_sampling_timestep)
         self.net = DenoisingNet(config, channels=channels, condition_width=condition_width, checkpointing=checkpointing)
         table = torch.tensor([astuple(step) for step in training_steps()], dtype=torch.float32)
         self.register_buffer("coefficients", table, persistent=False)
@@ -250,7 +255,7 @@ class DiffusionHead(nn.Module):
 
     def time_table(self) -> Tensor:
         """Return [S, width], the embedded timesteps of a draw, ascending."""
-        timesteps, _ = sampling_steps(self.num_sampling_steps)
+        timesteps, _ = sampling_steps(*self.sampling)
         return self.net.time_embed(torch.tensor(timesteps, device=self.coefficients.device))
 
     def sample(
@@ -269,7 +274,7 @@ class DiffusionHead(nn.Module):
         Returns:
             [R, C] cells.
         """
-        _, steps = sampling_steps(self.num_sampling_steps)
+        _, steps = sampling_steps(*self.sampling)
         conditions = self.net.cond_embed(conditions)
         guided = guidance != 1.0
         start, *draws = noise.unbind(1)

@@ -182,8 +182,10 @@ def inference(model: nn.Module, *, precision: Literal["auto", "fp32", "bf16"] = 
 def initialise(model: HarmonModel, rng: torch.Generator) -> None:
     """Draw fresh weights for every part but the autoencoder, in place.
 
-    Learned tokens and positions are normal with deviation 0.02, linear layers Xavier uniform. The modulation
-    and the last layer of the diffusion head start at zero, so that it begins as the identity.
+    Learned tokens and positions are normal with deviation 0.02, linear layers Xavier uniform. The language model's
+    keep the scale of their input, as its hidden state must not drown in the encoder's on the way to the decoder:
+    a narrow model drawn with deviation 0.02 never learned to read. The modulation and the last layer of the
+    diffusion head start at zero, so that it begins as the identity.
     """
     for module in (model.mar, model.proj_in, model.proj_out):
         for part in module.modules():
@@ -191,15 +193,17 @@ def initialise(model: HarmonModel, rng: torch.Generator) -> None:
                 nn.init.xavier_uniform_(part.weight, generator=rng)
                 nn.init.zeros_(part.bias)
     learned = [parameter for name, parameter in model.mar.named_parameters() if "." not in name]
-    tables = [model.mar.class_emb.weight, model.llm.model.embed_tokens.weight]
+    nn.init.normal_(model.llm.model.embed_tokens.weight, std=0.1, generator=rng)
     times = [part.weight for part in model.mar.diffloss.net.time_embed.mlp if isinstance(part, nn.Linear)]
-    for parameter in (*learned, *tables, *times):
+    for parameter in (*learned, model.mar.class_emb.weight, *times):
         nn.init.normal_(parameter, std=0.02, generator=rng)
     for name, parameter in model.llm.model.layers.named_parameters():
         if parameter.dim() == 2:
-            nn.init.normal_(parameter, std=0.02, generator=rng)
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=rng)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
+    with torch.no_grad():
+        model.proj_out[2].weight.mul_(3.0)
     net = model.mar.diffloss.net
     modulations = [block.get_submodule("adaLN_modulation.1") for block in (*net.res_blocks, net.final_layer)]
     for layer in (*modulations, net.final_layer.linear):
