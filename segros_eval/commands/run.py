@@ -221,6 +221,7 @@ def _outcome_document(outcome: Outcome) -> dict[str, Any]:
         "method": outcome.stage.task.name,
         "backbone": outcome.stage.card.name,
         "evaluator": outcome.cell.task.name if outcome.cell else None,
+        "key": outcome.cell.key if outcome.cell else outcome.stage.key,
         "status": "failed" if outcome.failure else "scored" if outcome.result else "trained",
         "reused": outcome.reused,
         "folder": str(outcome.folder),

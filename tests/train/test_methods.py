@@ -117,6 +117,16 @@ def test_fine_tuning_shows_the_caption_and_hides_the_native_share() -> None:
     assert masked(supervision).sum(-1).tolist() == [5, 13, 25]
 
 
+def test_pretraining_hides_every_cell_in_its_share_of_batches() -> None:
+    seen, ratio, rng = world(latent_grid=(5, 5)), torch.tensor([0.2, 0.5, 1.0]), seed()
+    hidden = 0
+    for _ in range(200):
+        masked = SFT(all_hidden_share=0.35).supervise(seen, ratio, rng).masked
+        assert masked is not None
+        hidden += bool(masked.all())
+    assert 45 <= hidden <= 95
+
+
 @pytest.mark.parametrize("method", [SFT(), Reca()])
 def test_a_backbone_that_masks_nothing_is_left_alone(method: Method) -> None:
     assert method.supervise(world(), None, seed()).masked is None

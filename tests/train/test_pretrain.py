@@ -26,12 +26,13 @@ from segros_train.pretrain import (
     prepare,
     pretrain_autoencoder,
 )
-from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings, Supervision
+from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings, Recipe, Supervision
 
 VAE = VaeConfig(embed_dim=4, ch=8, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, num_groups=4)
 RECIPE = AutoencoderRecipe(
     steps=2, ordinary_steps=1, refining_steps=2, decoding_steps=2, batch_size=1, warmup_steps=1, checkpoint_steps=1
 )
+READING = Recipe(optimizer_steps=1, batch_size=2, i2t_weight=0.0, text_dropout=0.0, schedule_steps=10)
 CARD = BackboneCard(
     name="micro",
     family="harmon",
@@ -126,7 +127,7 @@ def test_the_tokenizer_writes_the_world_in_whole_words_and_reads_back_any_text()
 
 
 def test_a_prepared_backbone_takes_the_same_loss_from_encoded_scenes_as_from_images(tmp_path: Path) -> None:
-    backbone = prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=4).eval()
+    backbone = prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, reading=READING).eval()
     transform = backbone.image_transform("generation")
     samples = [GenerationSet(SCENES_SEED)[index] for index in range(2)]
     batch = GenerationBatch(
@@ -139,6 +140,14 @@ def test_a_prepared_backbone_takes_the_same_loss_from_encoded_scenes_as_from_ima
     backbone.latent_table = None
     encoded = backbone.t2i_loss(batch, supervision, torch.Generator().manual_seed(1))
     torch.testing.assert_close(looked_up, encoded, rtol=1e-5, atol=1e-6)
+
+
+def test_a_preparation_that_is_done_gives_the_same_weights_again(tmp_path: Path) -> None:
+    first, again = (
+        prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, reading=READING).state_dict()
+        for _ in range(2)
+    )
+    assert all(torch.equal(first[key], again[key]) for key in first)
 
 
 def test_the_latent_scale_gives_latents_of_unit_deviation(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from segros_train.data.shapes import GenerationSet, InstructionSet
+from segros_train.data.shapes import CrowdSet, GenerationSet, InstructionSet, PretrainingSet
 from segros_train.data.shapes_language import NUMBERS, caption, geneval_metadata, question
 from segros_train.data.shapes_world import (
     CELL_PX,
@@ -17,6 +17,7 @@ from segros_train.data.shapes_world import (
     OBJECT_NAMES,
     TAGS,
     direction,
+    matching_crowd,
     render,
     sample_scene,
 )
@@ -123,3 +124,18 @@ def test_evaluation_prompts_are_distinct_and_follow_the_official_schema() -> Non
 def test_images_have_the_documented_size_and_mode() -> None:
     image = render(sample_scene(0, 0))
     assert image.size == (IMAGE_PX, IMAGE_PX) and image.mode == "RGB"
+
+
+def test_a_crowd_is_of_one_shape_and_colour_and_its_caption_says_which() -> None:
+    for index in range(100):
+        things = matching_crowd(7, index).objects
+        assert 10 <= len(things) <= 25
+        (shape,), (color,) = {thing.shape for thing in things}, {thing.color for thing in things}
+        assert CrowdSet(7)[index].caption.startswith(f"a photo of many {color} {shape}")
+
+
+def test_the_pretraining_set_holds_every_sixth_sample_a_crowd_and_each_crowd_once() -> None:
+    ids = [PretrainingSet(0)[index].item_id for index in range(60)]
+    crowds = [item_id for item_id in ids if "crowd" in item_id]
+    assert crowds == [f"shapes-crowd-0-{index}" for index in range(10)]
+    assert len(set(ids)) == 60
