@@ -35,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "recipe_name": list(catalog.recipes),
         "paper_table": list(catalog.tables.values()),
     }
-    for argument in kinds.keys() & set(metafunc.fixturenames):
+    for argument in (name for name in kinds if name in metafunc.fixturenames):
         values = kinds[argument]
         assert values, f"nothing is declared that could be a {argument}"
         metafunc.parametrize(argument, values, ids=[getattr(value, "name", value) for value in values], scope="module")
