@@ -288,9 +288,8 @@ def encode_scenes(backbone: Harmon, *, num_scenes: int, seed: int = SCENES_SEED)
 
 def learn_to_read(backbone: Harmon, *, directory: Path, seed: int, num_scenes: int, recipe: Recipe = READING) -> None:
     """Train on crowds whose every cell is hidden, in place, going on from what `directory` holds."""
-    from segros_train.checkpoint import load_training_state, newest_checkpoint
+    from segros_train.backbones.harmon import load
     from segros_train.loop import train
-    from segros_train.optim import build_optimizer
 
     outcome = train(
         backbone,
@@ -301,9 +300,7 @@ def learn_to_read(backbone: Harmon, *, directory: Path, seed: int, num_scenes: i
         directory=directory,
         seed=seed,
     )
-    kept = newest_checkpoint(outcome.checkpoint.parent)
-    assert kept is not None
-    load_training_state(kept, backbone, build_optimizer(backbone, recipe))
+    backbone.load_state_dict(load(backbone.card, source=outcome.checkpoint).state_dict())
 
 
 def prepare(
