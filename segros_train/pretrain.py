@@ -3,8 +3,8 @@
 Four parts: a byte-level tokenizer; the autoencoder, frozen from then on; reading, where crowds of one shape and
 colour are drawn from their caption alone; and the unified model under its own losses, text-to-image and
 image-to-text together. The last two are the ordinary loop of `segros_train.loop` with method SFT, on scenes that are
-encoded once. Without the reading part the model paints well and ignores the caption: in an ordinary scene the
-caption tells of one cell in twenty, too little for the gradient to find within hours.
+encoded once. Reading comes first because the caption of an ordinary scene tells of one or two cells in 36: a run
+without it, and with narrower first weights, ignored every caption after 2,500 updates.
 """
 
 from __future__ import annotations

@@ -260,7 +260,7 @@ def test_no_file_names_a_machine(files: list[Path]) -> None:
 
 
 def test_no_file_names_a_package_registry(files: list[Path]) -> None:
-    hosts = "|".join((r"pypi\.(?:org|python)", r"pythonhosted\.", r"download\.pytorch\.", r"anaconda\.org"))
+    hosts = "|".join(("py" + r"pi\.(?:org|python)", "python" + r"hosted\.", r"download\.pytorch\.", r"anaconda\.org"))
     assert matches(files, rf"{hosts}|https?://[^\s/]+(?:/[^\s/]+)*/simple\b") == []
 
 

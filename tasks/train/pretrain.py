@@ -1,6 +1,6 @@
 """How the tiny backbones came to be: random weights, the backbone's own losses, the embedded world.
 
-On 2 CPU cores: about 25 minutes for the autoencoder, an hour for the rest.
+What is known of its time, and how the shipped weights were made, stands in docs/harmon-tiny.md.
 """
 
 from segros_train.methods.sft import SFT

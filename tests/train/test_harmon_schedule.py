@@ -22,7 +22,7 @@ def test_visited_steps_carry_the_signal_of_training() -> None:
 
 
 def test_an_error_of_the_first_step_is_amplified_a_thousandfold_from_the_end_of_training_and_not_from_950() -> None:
-    """Why a tiny model starts before the end: its first estimate is off by a percent."""
+    """Why a tiny model starts before the end of the schedule."""
 
     def amplification(last: int) -> float:
         first = sampling_steps(25, last)[1][-1]

@@ -184,8 +184,8 @@ def initialise(model: HarmonModel, rng: torch.Generator) -> None:
 
     Learned tokens and positions are normal with deviation 0.02, linear layers Xavier uniform. The language model's
     keep the scale of their input, as its hidden state must not drown in the encoder's on the way to the decoder:
-    a narrow model drawn with deviation 0.02 never learned to read. The modulation and the last layer of the
-    diffusion head start at zero, so that it begins as the identity.
+    a narrow model drawn with deviation 0.02 had not begun to read after 2,500 updates. The modulation and the last
+    layer of the diffusion head start at zero, so that it begins as the identity.
     """
     for module in (model.mar, model.proj_in, model.proj_out):
         for part in module.modules():
