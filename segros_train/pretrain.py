@@ -13,7 +13,7 @@ import functools
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from segros_train.data import shapes_language
-from segros_train.data.shapes import CROWD_EVERY, CrowdSet
-from segros_train.data.shapes_world import crowded_scene, matching_crowd, render, sample_scene
+from segros_train.data.shapes import Alternating, GenerationSet, InstructionSet, SpreadSet
+from segros_train.data.shapes_world import CELL_PX, IMAGE_PX, crowded_scene, render, sample_scene
 from segros_train.errors import PrerequisiteError
 from segros_train.files import append_jsonl, replace_file
 from segros_train.methods.sft import SFT
@@ -37,18 +37,22 @@ if TYPE_CHECKING:
     from segros_train.backbones.harmon.adapter import Harmon
     from segros_train.backbones.harmon.config import VaeConfig
     from segros_train.backbones.harmon.vae import AutoencoderKL
-    from segros_train.data.shapes_world import Scene
+    from segros_train.data import GenerationSource
+    from segros_train.data.shapes_world import Scene, Tag
     from segros_train.types import BackboneCard
 
 __all__ = [
     "NUM_SCENES",
     "SCENES_SEED",
+    "PARTS",
     "AutoencoderRecipe",
+    "Part",
     "build_tokenizer",
     "encode_scenes",
     "latent_scale",
     "prepare",
     "pretrain_autoencoder",
+    "sources",
 ]
 
 logger = logging.getLogger(__name__)
@@ -57,16 +61,8 @@ SCENES_SEED = 1000
 """Seed of the scenes, apart from those of fine-tuning."""
 NUM_SCENES = 40_000
 FIRST_LOGVAR = -6.0
-READING = Recipe(
-    optimizer_steps=260,
-    batch_size=64,
-    learning_rate=2e-3,
-    warmup_steps=40,
-    schedule_steps=100_000,
-    weight_decay=0.02,
-    i2t_weight=0.0,
-    text_dropout=0.0,
-)
+SPREAD_SHARE = 3
+"""For how many ordinary scenes there is one that is spread, of each kind."""
 ENCODED_AT_ONCE = 64
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
 
@@ -76,18 +72,20 @@ class AutoencoderRecipe:
     """How the autoencoder is pretrained.
 
     It learns objects from quarters of crowded scenes, then ordinary scenes; then from whole crowded scenes with
-    every fourth batch an ordinary one; then the decoder alone learns from such scenes to draw what slightly wrong
-    latents mean, which is what a sampler gives it. The last part leaves the latents as they are.
+    every fourth batch an ordinary one; then from such scenes with the background counted lightly, so that the
+    latents spend themselves on objects, and with noise on the latents, so that it can decode what a sampler draws.
 
     Attributes:
         steps: Updates of the first part.
         ordinary_steps: Those at its end that see ordinary scenes.
         refining_steps: Updates of the second part.
-        decoding_steps: Updates of the third part.
+        object_steps: Updates of the third part.
         batch_size: Scenes per update.
         learning_rate: Peak rate of Adam in each part, with a warm-up and a cosine to zero.
-        kl_weight: Weight of the mean KL divergence per latent number.
-        decoding_noise: Deviation of the error of latents in the third part.
+        kl_weight: Weight of the mean KL divergence per latent number in the first two parts.
+        object_kl_weight: The same in the third, where latents grow against the noise.
+        background_weight: Weight of a background pixel's error in the third part; an object's counts 1.
+        latent_noise: Deviation of the noise on latents in the third part, beside their own.
         warmup_steps: Updates of linear warm-up.
         checkpoint_steps: Updates between saved states.
     """
@@ -95,18 +93,20 @@ class AutoencoderRecipe:
     steps: int = 3000
     ordinary_steps: int = 300
     refining_steps: int = 2000
-    decoding_steps: int = 2000
+    object_steps: int = 8000
     batch_size: int = 8
     learning_rate: float = 2e-3
     kl_weight: float = 1e-5
-    decoding_noise: float = 0.05
+    object_kl_weight: float = 1e-4
+    background_weight: float = 0.1
+    latent_noise: float = 0.1
     warmup_steps: int = 100
     checkpoint_steps: int = 250
 
     @property
     def parts(self) -> tuple[int, int, int]:
         """Updates of each part."""
-        return self.steps, self.refining_steps, self.decoding_steps
+        return self.steps, self.refining_steps, self.object_steps
 
     def place(self, step: int) -> tuple[int, int]:
         """Return the part a step lies in and its number there, all counted from 0."""
@@ -152,14 +152,27 @@ def _quarters(images: Tensor) -> Tensor:
     return torch.cat(halves.chunk(2, dim=3))
 
 
-def _autoencoder_batch(recipe: AutoencoderRecipe, step: int, seed: int) -> Tensor:
-    whole = recipe.place(step)[0] > 0
-    ordinary = step % 4 == 0 if whole else step >= recipe.steps - recipe.ordinary_steps
+def _object_pixels(scenes: Sequence[Scene]) -> Tensor:
+    """Return [scenes, 1, height, width] bool, True on the squares of objects and one pixel around them."""
+    marks = np.zeros((len(scenes), 1, IMAGE_PX, IMAGE_PX), bool)
+    for mark, scene in zip(marks, scenes, strict=True):
+        for thing in scene.objects:
+            top, left = thing.row * CELL_PX + thing.offset_px[1], thing.column * CELL_PX + thing.offset_px[0]
+            mark[0, top - 1 : top + thing.size_px + 1, left - 1 : left + thing.size_px + 1] = True
+    return torch.from_numpy(marks)
+
+
+def _autoencoder_batch(recipe: AutoencoderRecipe, step: int, seed: int) -> tuple[Tensor, Tensor | float]:
+    """Return the images of a step and the weights of their pixels."""
+    part = recipe.place(step)[0]
+    ordinary = step % 4 == 0 if part else step >= recipe.steps - recipe.ordinary_steps
     draw = sample_scene if ordinary else crowded_scene
-    images = _pixels([draw(seed, step * recipe.batch_size + i) for i in range(recipe.batch_size)])
-    if not (ordinary or whole):
+    scenes = [draw(seed, step * recipe.batch_size + i) for i in range(recipe.batch_size)]
+    images = _pixels(scenes)
+    if not (ordinary or part):
         images = _quarters(images)
-    return images.contiguous(memory_format=torch.channels_last)
+    weights = torch.where(_object_pixels(scenes), 1.0, recipe.background_weight) if part == 2 else 1.0
+    return images.contiguous(memory_format=torch.channels_last), weights
 
 
 @torch.no_grad()
@@ -183,21 +196,15 @@ def _prepare(model: AutoencoderKL) -> None:
     nn.init.constant_(moments.bias[channels:], FIRST_LOGVAR)
 
 
-def _autoencoder_loss(model: AutoencoderKL, images: Tensor, noise_rng: torch.Generator, kl_weight: float) -> Tensor:
+def _autoencoder_loss(
+    model: AutoencoderKL, images: Tensor, weights: Tensor | float, rng: torch.Generator, *, noise: float, kl: float
+) -> Tensor:
     mean, logvar = model.moments(images)
-    noise = torch.randn(mean.shape, generator=noise_rng)
-    decoded = model.decode((mean + torch.exp(0.5 * logvar) * noise).permute(0, 2, 3, 1))
-    error = decoded - images
+    deviation = torch.exp(0.5 * logvar) + noise
+    latents = mean + deviation * torch.randn(mean.shape, generator=rng)
+    error = model.decode(latents.permute(0, 2, 3, 1)) - images
     divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return error.square().mean() + 0.1 * error.abs().mean() + kl_weight * divergence
-
-
-def _decoder_loss(model: AutoencoderKL, images: Tensor, noise_rng: torch.Generator, noise: float) -> Tensor:
-    with torch.no_grad():
-        latents = model.encode(images)
-        latents = latents + noise * torch.randn(latents.shape, generator=noise_rng)
-    error = model.decode(latents) - images
-    return error.square().mean() + 0.1 * error.abs().mean()
+    return (weights * (error.square() + 0.1 * error.abs())).mean() + kl * divergence
 
 
 def pretrain_autoencoder(
@@ -230,11 +237,16 @@ def pretrain_autoencoder(
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
         rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        images = _autoencoder_batch(recipe, step, seed)
-        if recipe.place(step)[0] < 2:
-            loss = _autoencoder_loss(model, images, rng, recipe.kl_weight)
-        else:
-            loss = _decoder_loss(model, images, rng, recipe.decoding_noise)
+        images, weights = _autoencoder_batch(recipe, step, seed)
+        objects = recipe.place(step)[0] == 2
+        loss = _autoencoder_loss(
+            model,
+            images,
+            weights,
+            rng,
+            noise=recipe.latent_noise if objects else 0.0,
+            kl=recipe.object_kl_weight if objects else recipe.kl_weight,
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -266,38 +278,96 @@ def _corpus() -> list[str]:
     return shapes_language.corpus(4000) + (template + list(INSTRUCTIONS)) * 100
 
 
+@dataclass(frozen=True)
+class Part:
+    """One part of the training of the unified model.
+
+    Attributes:
+        name: Its folder.
+        method: What decides the supervision.
+        recipe: How to train.
+        tag: Tag of the scenes that are spread; None for all.
+        spread_every: Every how many samples one is a spread scene, the others being ordinary ones.
+    """
+
+    name: str
+    method: SFT
+    recipe: Recipe
+    tag: Tag | None = None
+    spread_every: int = 1
+
+
+READING = Recipe(
+    optimizer_steps=400,
+    batch_size=64,
+    learning_rate=2e-3,
+    warmup_steps=40,
+    schedule_steps=100_000,
+    weight_decay=0.02,
+    i2t_weight=0.0,
+    text_dropout=0.0,
+    precision="bf16",
+)
+PARTS = (
+    Part("reading", SFT(all_hidden_share=1.0), READING, tag="colors"),
+    Part(
+        "telling",
+        SFT(all_hidden_share=0.5, num_untold=4),
+        replace(READING, optimizer_steps=2500, learning_rate=1.5e-3, text_dropout=0.1),
+        spread_every=2,
+    ),
+)
+
+
+def sources(num_scenes: int = NUM_SCENES) -> tuple[GenerationSet, InstructionSet]:
+    """Return the scenes and the questions of the last part, not painted: `prepare` has encoded them."""
+    return GenerationSet(SCENES_SEED, num_scenes, drawn=False), InstructionSet(SCENES_SEED, num_scenes, drawn=False)
+
+
 @torch.no_grad()
-def encode_scenes(backbone: Harmon, *, num_scenes: int, seed: int = SCENES_SEED) -> dict[str, Tensor]:
+def encode_scenes(backbone: Harmon, *, num_scenes: int, parts: Sequence[Part] = PARTS) -> dict[str, Tensor]:
     """Encode scenes once, as the autoencoder is frozen and the scenes are few enough to be seen again.
 
     Returns:
-        Latents [rows, columns, C] by the item ids of `PretrainingSet(seed)` and `InstructionSet(seed)`.
+        Latents [rows, columns, C] by the item ids of `sources` and of the spread scenes of `parts`.
     """
     table = {}
-    for start in range(0, num_scenes, ENCODED_AT_ONCE):
-        indices = range(start, min(start + ENCODED_AT_ONCE, num_scenes))
-        latents = backbone.model.encode_images(_pixels([sample_scene(seed, index) for index in indices]))
-        for index, latent in zip(indices, latents, strict=True):
-            table[f"shapes-{seed}-{index}"] = table[f"shapes-qa-{seed}-{index}"] = latent
-    for start in range(0, num_scenes // CROWD_EVERY + 1, ENCODED_AT_ONCE):
-        indices = range(start, start + ENCODED_AT_ONCE)
-        latents = backbone.model.encode_images(_pixels([matching_crowd(seed, index) for index in indices]))
-        table |= {f"shapes-crowd-{seed}-{index}": latent for index, latent in zip(indices, latents, strict=True)}
+
+    def encode(item_ids: Sequence[str], scenes: Sequence[Scene]) -> None:
+        for start in range(0, len(scenes), ENCODED_AT_ONCE):
+            latents = backbone.model.encode_images(_pixels(scenes[start : start + ENCODED_AT_ONCE]))
+            table.update(zip(item_ids[start : start + ENCODED_AT_ONCE], latents, strict=True))
+
+    encode(
+        [f"shapes-{SCENES_SEED}-{index}" for index in range(num_scenes)],
+        [sample_scene(SCENES_SEED, index) for index in range(num_scenes)],
+    )
+    table |= {f"shapes-qa-{SCENES_SEED}-{index}": table[f"shapes-{SCENES_SEED}-{index}"] for index in range(num_scenes)}
+    for tag in {part.tag for part in parts}:
+        spread = _spread(tag, num_scenes)
+        indices = range(len(spread))
+        encode([spread.item_id(index) for index in indices], [spread.scene(index) for index in indices])
     return table
 
 
-def learn_to_read(backbone: Harmon, *, directory: Path, seed: int, num_scenes: int, recipe: Recipe = READING) -> None:
-    """Train on crowds whose every cell is hidden, in place, going on from what `directory` holds."""
+def _spread(tag: Tag | None, num_scenes: int) -> SpreadSet:
+    return SpreadSet(SCENES_SEED, math.ceil(num_scenes / SPREAD_SHARE), tag=tag, drawn=False)
+
+
+def _run(part: Part, backbone: Harmon, *, directory: Path, seed: int, num_scenes: int) -> None:
+    """Train on one part, in place, going on from what `directory` holds."""
     from segros_train.backbones.harmon import load
     from segros_train.loop import train
 
+    spread: GenerationSource = _spread(part.tag, num_scenes)
+    ordinary, questions = sources(num_scenes)
     outcome = train(
         backbone,
-        SFT(all_hidden_share=1.0),
-        recipe=recipe,
-        generation=CrowdSet(SCENES_SEED, num_scenes // CROWD_EVERY + 1),
-        instruction=None,
-        directory=directory,
+        part.method,
+        recipe=part.recipe,
+        generation=spread if part.spread_every == 1 else Alternating(spread, ordinary, part.spread_every),
+        instruction=questions if part.recipe.i2t_weight else None,
+        directory=directory / part.name,
         seed=seed,
     )
     backbone.load_state_dict(load(backbone.card, source=outcome.checkpoint).state_dict())
@@ -310,7 +380,7 @@ def prepare(
     seed: int,
     recipe: AutoencoderRecipe | None = None,
     num_scenes: int = NUM_SCENES,
-    reading: Recipe = READING,
+    parts: Sequence[Part] = PARTS,
 ) -> Harmon:
     """Build a Harmon whose tokenizer and autoencoder are trained and which has begun to read.
 
@@ -320,7 +390,7 @@ def prepare(
         seed: Seed of every weight.
         recipe: How to train the autoencoder.
         num_scenes: Scenes of the training set, encoded here once.
-        reading: How it learns to read.
+        parts: How the unified model learns before the last part, which is the caller's.
 
     Raises:
         PrerequisiteError: If the card is not one of the embedded world's, or the folder cannot be written.
@@ -340,6 +410,7 @@ def prepare(
     logger.info("latents of unit deviation need vae_scale %s", latent_scale(autoencoder))
     backbone = fresh(card, tokenizer=tokenizer, seed=seed)
     backbone.model.vae.load_state_dict(autoencoder.state_dict())
-    backbone.latent_table = encode_scenes(backbone, num_scenes=num_scenes)
-    learn_to_read(backbone, directory=directory / "reading", seed=seed, num_scenes=num_scenes, recipe=reading)
+    backbone.latent_table = encode_scenes(backbone, num_scenes=num_scenes, parts=parts)
+    for part in parts:
+        _run(part, backbone, directory=directory, seed=seed, num_scenes=num_scenes)
     return backbone

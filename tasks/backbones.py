@@ -88,7 +88,7 @@ harmon_tiny = BackboneCard(
             num_classes=1,
         ),
         vae=VaeConfig(embed_dim=16, ch=8, ch_mult=(1, 2, 4, 4, 8), num_res_blocks=1, num_groups=8),
-        vae_scale=1.25,
+        vae_scale=1.0,
     ),
     world="shapes",
     image_size_px=96,

@@ -38,11 +38,13 @@ RECIPES = {
     "harmon-tiny": harmon_tiny,
     "harmon-tiny-pretrain": replace(
         harmon_tiny,
-        optimizer_steps=3200,
+        optimizer_steps=4000,
         batch_size=64,
+        i2t_weight=0.1,
         i2t_batch_size=16,
         learning_rate=1.2e-3,
-        warmup_steps=200,
+        warmup_steps=100,
         weight_decay=0.02,
+        precision="bf16",
     ),
 }

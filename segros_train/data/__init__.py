@@ -15,11 +15,19 @@ __all__ = ["GenerationSample", "GenerationSource", "InstructionSample", "Instruc
 
 @dataclass(frozen=True)
 class GenerationSample:
-    """An RGB image with its caption."""
+    """An RGB image with its caption.
+
+    Attributes:
+        item_id: Unique in the set.
+        image: The picture.
+        caption: As written.
+        told: Latent cells the caption tells of, ascending, where the set knows them.
+    """
 
     item_id: str
     image: Image
     caption: str
+    told: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

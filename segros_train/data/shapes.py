@@ -7,39 +7,61 @@ Scenes and their images are in `shapes_world.py`, words about them in `shapes_la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from segros_train.data import GenerationSample, InstructionSample
-from segros_train.data.shapes_language import caption, question
-from segros_train.data.shapes_world import matching_crowd, render, sample_scene
+from segros_train.data.shapes_language import caption, question, spread_caption
+from segros_train.data.shapes_world import GRID, IMAGE_PX, Scene, Tag, render, sample_scene, spread_scene
 
-__all__ = ["CrowdSet", "GenerationSet", "InstructionSet", "PretrainingSet"]
+if TYPE_CHECKING:
+    from segros_train.data import GenerationSource
 
-CROWD_EVERY = 6
+__all__ = ["Alternating", "GenerationSet", "InstructionSet", "SpreadSet", "cells"]
+
+
+def cells(scene: Scene) -> tuple[int, ...]:
+    """Return the cells of a scene that hold an object, in raster order."""
+    return tuple(sorted(thing.row * GRID + thing.column for thing in scene.objects))
+
+
+def _picture(scene: Scene, drawn: bool) -> Image.Image:
+    return render(scene) if drawn else Image.new("RGB", (IMAGE_PX, IMAGE_PX))
 
 
 @dataclass(frozen=True)
 class GenerationSet:
-    """Captioned scenes: a `GenerationSource`."""
+    """Captioned scenes: a `GenerationSource`.
+
+    Attributes:
+        seed: Seed of the scenes.
+        size: Number of scenes.
+        drawn: Whether to paint them; not where a backbone looks latents up by item id.
+    """
 
     seed: int = 0
     size: int = 1_000_000
+    drawn: bool = True
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> GenerationSample:
         scene = sample_scene(self.seed, index)
-        return GenerationSample(f"shapes-{self.seed}-{index}", render(scene), caption(scene))
+        return GenerationSample(
+            f"shapes-{self.seed}-{index}", _picture(scene, self.drawn), caption(scene), cells(scene)
+        )
 
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """Scenes with a question and its answer: an `InstructionSource`."""
+    """Scenes with a question and its answer: an `InstructionSource`; attributes as `GenerationSet`."""
 
     seed: int = 1
     size: int = 1_000_000
+    drawn: bool = True
 
     def __len__(self) -> int:
         return self.size
@@ -47,34 +69,54 @@ class InstructionSet:
     def __getitem__(self, index: int) -> InstructionSample:
         scene = sample_scene(self.seed, index)
         rng = np.random.default_rng((self.seed, index, 1))
-        return InstructionSample(f"shapes-qa-{self.seed}-{index}", render(scene), (question(scene, rng),))
+        picture = _picture(scene, self.drawn)
+        return InstructionSample(f"shapes-qa-{self.seed}-{index}", picture, (question(scene, rng),))
 
 
 @dataclass(frozen=True)
-class CrowdSet:
-    """Captioned crowds of one shape and colour: a `GenerationSource`."""
+class SpreadSet:
+    """Scenes whose objects are spread over half of the cells: a `GenerationSource`.
+
+    Attributes:
+        seed: Seed of the scenes.
+        size: Number of scenes.
+        tag: What they are about; any tag when None.
+        drawn: As in `GenerationSet`.
+    """
 
     seed: int = 0
     size: int = 1_000_000
+    tag: Tag | None = None
+    drawn: bool = True
 
     def __len__(self) -> int:
         return self.size
 
+    def item_id(self, index: int) -> str:
+        """Return the id of a sample."""
+        return f"shapes-spread-{self.tag or 'any'}-{self.seed}-{index}"
+
+    def scene(self, index: int) -> Scene:
+        """Return the spread scene of a sample."""
+        return spread_scene(sample_scene(self.seed, index, tag=self.tag), self.seed)
+
     def __getitem__(self, index: int) -> GenerationSample:
-        scene = matching_crowd(self.seed, index)
-        return GenerationSample(f"shapes-crowd-{self.seed}-{index}", render(scene), caption(scene))
+        scene = self.scene(index)
+        words = spread_caption(sample_scene(self.seed, index, tag=self.tag))
+        return GenerationSample(self.item_id(index), _picture(scene, self.drawn), words, cells(scene))
 
 
 @dataclass(frozen=True)
-class PretrainingSet:
-    """Captioned scenes, every sixth one a crowd, so that reading is kept up: a `GenerationSource`."""
+class Alternating:
+    """Two sets in one, a `GenerationSource`: every `every`-th sample is of the first, the others of the second."""
 
-    seed: int = 0
-    size: int = 1_000_000
+    first: GenerationSource
+    second: GenerationSource
+    every: int
 
     def __len__(self) -> int:
-        return self.size
+        return min(len(self.first) * self.every, len(self.second) * self.every // max(self.every - 1, 1))
 
     def __getitem__(self, index: int) -> GenerationSample:
-        crowd, rest = divmod(index, CROWD_EVERY)
-        return (GenerationSet(self.seed) if rest else CrowdSet(self.seed))[index if rest else crowd]
+        turn, rest = divmod(index, self.every)
+        return self.second[turn * (self.every - 1) + rest - 1] if rest else self.first[turn]

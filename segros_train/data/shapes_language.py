@@ -23,7 +23,7 @@ from segros_train.data.shapes_world import (
 )
 from segros_train.types import Turn
 
-__all__ = ["LETTER", "NUMBERS", "WORD", "caption", "corpus", "geneval_metadata", "question"]
+__all__ = ["LETTER", "NUMBERS", "WORD", "caption", "corpus", "geneval_metadata", "question", "spread_caption"]
 
 WORD = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -55,7 +55,7 @@ def caption(scene: Scene) -> str:
             words = _named(first.shape, first.color)
         case "counting":
             count = len(scene.objects)
-            words = f"{NUMBERS[count]} {_plural(first.shape)}" if count in NUMBERS else _crowd(first)
+            words = f"{NUMBERS[count]} {_plural(first.shape)}"
         case "two_object":
             words = f"{_named(first.shape)} and {_named(second.shape)}"
         case "position":
@@ -65,8 +65,9 @@ def caption(scene: Scene) -> str:
     return f"a photo of {words}"
 
 
-def _crowd(thing: SceneObject) -> str:
-    return f"many {thing.color} {_plural(thing.shape)}"
+def spread_caption(scene: Scene) -> str:
+    """Describe what `spread_scene` makes of a scene."""
+    return f"{caption(scene)} everywhere"
 
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
@@ -179,7 +180,7 @@ def corpus(size: int, *, seed: int = 2) -> list[str]:
     for index in range(size):
         scene = sample_scene(seed, index)
         turn = question(scene, np.random.default_rng((seed, index, 1)))
-        texts += [caption(scene), turn.question, turn.answer]
+        texts += [caption(scene), spread_caption(scene), turn.question, turn.answer]
     return texts
 
 

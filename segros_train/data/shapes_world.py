@@ -29,14 +29,15 @@ __all__ = [
     "TAGS",
     "Scene",
     "SceneObject",
+    "Tag",
     "background",
     "centre_px",
     "crowded_scene",
     "direction",
-    "matching_crowd",
     "render",
     "sample_scene",
     "shape_alpha",
+    "spread_scene",
 ]
 
 CELL_PX = 16
@@ -269,17 +270,28 @@ def crowded_scene(seed: int, index: int) -> Scene:
     return Scene("counting", objects, None, (int(rng.integers(2**32)), index))
 
 
-def matching_crowd(seed: int, index: int) -> Scene:
-    """Draw a scene with 10 to 25 objects of one shape and colour, neighbours included.
+def spread_scene(scene: Scene, seed: int) -> Scene:
+    """Fill 10 to 25 cells with copies of a scene's objects, neighbours included.
 
-    Its caption tells what fills half of it, so that a model learns to read from it in minutes.
+    Where the caption tells a relation, each object keeps to its side of the middle; elsewhere they mix. What the
+    caption tells then shows in half of the cells, not in one or two of 36, so that a model learns to read from it
+    in minutes.
+
+    Args:
+        scene: What to spread.
+        seed: Seed of the places; the background's seed stays the scene's.
     """
-    rng = np.random.default_rng((seed, index, 3))
-    shape = OBJECT_NAMES[int(rng.integers(len(OBJECT_NAMES)))]
-    color = tuple(COLORS)[int(rng.integers(len(COLORS)))]
-    places = rng.permutation(GRID * GRID)[: int(rng.integers(10, 26))]
-    objects = tuple(_place(rng, shape, color, divmod(int(place), GRID)) for place in places)
-    return Scene("counting", objects, None, (int(rng.integers(2**32)), index))
+    rng = np.random.default_rng((seed, *scene.background_seed))
+    kinds = tuple({(thing.shape, thing.color): None for thing in scene.objects})
+    objects = []
+    for place in rng.permutation(GRID * GRID)[: int(rng.integers(10, 26))]:
+        row, column = divmod(int(place), GRID)
+        kind = int(rng.integers(len(kinds)))
+        if scene.relation is not None:
+            along = column if scene.relation in ("left of", "right of") else row
+            kind = int((along < GRID // 2) != (scene.relation in ("left of", "above")))
+        objects.append(_place(rng, *kinds[kind], (row, column)))
+    return Scene(scene.tag, tuple(objects), scene.relation, scene.background_seed)
 
 
 def centre_px(thing: SceneObject) -> tuple[float, float]:

@@ -18,9 +18,12 @@ from segros_train.backbones.harmon.config import (
 from segros_train.data.shapes import GenerationSet
 from segros_train.data.shapes_language import corpus
 from segros_train.errors import PrerequisiteError
+from segros_train.methods.sft import SFT
 from segros_train.pretrain import (
     SCENES_SEED,
     AutoencoderRecipe,
+    Part,
+    _autoencoder_batch,
     build_tokenizer,
     latent_scale,
     prepare,
@@ -30,9 +33,13 @@ from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings
 
 VAE = VaeConfig(embed_dim=4, ch=8, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, num_groups=4)
 RECIPE = AutoencoderRecipe(
-    steps=2, ordinary_steps=1, refining_steps=2, decoding_steps=2, batch_size=1, warmup_steps=1, checkpoint_steps=1
+    steps=2, ordinary_steps=1, refining_steps=2, object_steps=2, batch_size=1, warmup_steps=1, checkpoint_steps=1
 )
-READING = Recipe(optimizer_steps=1, batch_size=2, i2t_weight=0.0, text_dropout=0.0, schedule_steps=10)
+PART_RECIPE = Recipe(optimizer_steps=1, batch_size=2, i2t_weight=0.1, i2t_batch_size=1, schedule_steps=10)
+PARTS = (
+    Part("reading", SFT(all_hidden_share=1.0), PART_RECIPE, tag="colors"),
+    Part("telling", SFT(num_untold=2), PART_RECIPE, spread_every=3),
+)
 CARD = BackboneCard(
     name="micro",
     family="harmon",
@@ -91,26 +98,20 @@ def test_an_autoencoder_trained_in_pieces_equals_one_trained_in_one(tmp_path: Pa
     assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
-def test_the_last_part_changes_the_decoder_and_no_latent(tmp_path: Path) -> None:
-    folder = tmp_path / "vae"
-    folder.mkdir()
-    parts: list[dict[str, torch.Tensor]] = []
-    with pytest.MonkeyPatch.context() as patch:
-        saved = torch.save
-
-        def keep(content: dict[str, dict[str, torch.Tensor]], path: Path) -> None:
-            parts.append({key: value.clone() for key, value in content["model"].items()})
-            saved(content, path)
-
-        patch.setattr("segros_train.pretrain.torch.save", keep)
-        _states(folder, RECIPE)
-    before, after = parts[3], parts[-1]
-    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
-    assert moved == {"decoder", "post_quant_conv"}
+def test_the_last_part_of_the_autoencoder_counts_the_background_lightly() -> None:
+    recipe = replace(RECIPE, background_weight=0.25)
+    for step in range(6):
+        images, weights = _autoencoder_batch(recipe, step, seed=0)
+        if step < 4:
+            assert weights == 1.0
+        else:
+            assert isinstance(weights, torch.Tensor) and set(weights.unique().tolist()) == {0.25, 1.0}
+            painted = (images.amax(1, keepdim=True) - images.amin(1, keepdim=True)) > 0.55
+            assert bool((weights[painted] == 1.0).all()) and painted.any()
 
 
 def test_the_learning_rate_of_each_part_warms_up_and_falls_to_zero() -> None:
-    recipe = AutoencoderRecipe(steps=100, refining_steps=50, decoding_steps=40, warmup_steps=10)
+    recipe = AutoencoderRecipe(steps=100, refining_steps=50, object_steps=40, warmup_steps=10)
     for start, length in ((0, 100), (100, 50), (150, 40)):
         rates = [recipe.rate(start + step) for step in range(length)]
         assert rates[0] < rates[9] and max(rates) <= recipe.learning_rate and rates[-1] < 0.01 * recipe.learning_rate
@@ -127,7 +128,7 @@ def test_the_tokenizer_writes_the_world_in_whole_words_and_reads_back_any_text()
 
 
 def test_a_prepared_backbone_takes_the_same_loss_from_encoded_scenes_as_from_images(tmp_path: Path) -> None:
-    backbone = prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, reading=READING).eval()
+    backbone = prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, parts=PARTS).eval()
     transform = backbone.image_transform("generation")
     samples = [GenerationSet(SCENES_SEED)[index] for index in range(2)]
     batch = GenerationBatch(
@@ -144,7 +145,7 @@ def test_a_prepared_backbone_takes_the_same_loss_from_encoded_scenes_as_from_ima
 
 def test_a_preparation_that_is_done_gives_the_same_weights_again(tmp_path: Path) -> None:
     first, again = (
-        prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, reading=READING).state_dict()
+        prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, parts=PARTS).state_dict()
         for _ in range(2)
     )
     assert all(torch.equal(first[key], again[key]) for key in first)

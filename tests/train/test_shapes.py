@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from segros_train.data.shapes import CrowdSet, GenerationSet, InstructionSet, PretrainingSet
+from segros_train.data.shapes import Alternating, GenerationSet, InstructionSet, SpreadSet, cells
 from segros_train.data.shapes_language import NUMBERS, caption, geneval_metadata, question
 from segros_train.data.shapes_world import (
     CELL_PX,
@@ -15,11 +15,12 @@ from segros_train.data.shapes_world import (
     GRID,
     IMAGE_PX,
     OBJECT_NAMES,
+    RELATIONS,
     TAGS,
     direction,
-    matching_crowd,
     render,
     sample_scene,
+    spread_scene,
 )
 
 
@@ -126,16 +127,45 @@ def test_images_have_the_documented_size_and_mode() -> None:
     assert image.size == (IMAGE_PX, IMAGE_PX) and image.mode == "RGB"
 
 
-def test_a_crowd_is_of_one_shape_and_colour_and_its_caption_says_which() -> None:
-    for index in range(100):
-        things = matching_crowd(7, index).objects
-        assert 10 <= len(things) <= 25
-        (shape,), (color,) = {thing.shape for thing in things}, {thing.color for thing in things}
-        assert CrowdSet(7)[index].caption.startswith(f"a photo of many {color} {shape}")
+def test_a_spread_scene_repeats_the_objects_of_its_scene_in_half_of_the_cells() -> None:
+    for index in range(200):
+        sample, scene = SpreadSet(7)[index], sample_scene(7, index)
+        spread = SpreadSet(7).scene(index)
+        assert 10 <= len(spread.objects) <= 25
+        assert {(thing.shape, thing.color) for thing in spread.objects} <= {(t.shape, t.color) for t in scene.objects}
+        assert sample.caption == f"{caption(scene)} everywhere" and sample.told == cells(spread)
 
 
-def test_the_pretraining_set_holds_every_sixth_sample_a_crowd_and_each_crowd_once() -> None:
-    ids = [PretrainingSet(0)[index].item_id for index in range(60)]
-    crowds = [item_id for item_id in ids if "crowd" in item_id]
-    assert crowds == [f"shapes-crowd-0-{index}" for index in range(10)]
-    assert len(set(ids)) == 60
+def test_a_spread_scene_keeps_each_object_on_the_side_its_relation_says() -> None:
+    seen = set()
+    for index in range(200):
+        scene = sample_scene(3, index, tag="position")
+        spread = spread_scene(scene, 3)
+        first, second = ([t for t in spread.objects if t.shape == named.shape] for named in scene.objects)
+        for near in first:
+            for far in second:
+                ahead = {
+                    "left of": near.column < far.column,
+                    "right of": near.column > far.column,
+                    "above": near.row < far.row,
+                    "below": near.row > far.row,
+                }
+                assert scene.relation is not None and ahead[scene.relation]
+        seen.add(scene.relation)
+    assert seen == set(RELATIONS)
+
+
+def test_alternating_sets_give_every_nth_sample_of_the_first_and_no_sample_twice() -> None:
+    both = Alternating(SpreadSet(0, 20), GenerationSet(0, 60), every=3)
+    ids = [both[index].item_id for index in range(len(both))]
+    assert len(ids) == len(set(ids)) == 60
+    assert [item_id for item_id in ids if "spread" in item_id] == [SpreadSet(0).item_id(index) for index in range(20)]
+    assert all("spread" in item_id for item_id in ids[::3])
+
+
+def test_sets_that_are_not_painted_say_the_same_as_those_that_are() -> None:
+    for kind in (GenerationSet, SpreadSet):
+        painted, bare = kind(5)[3], kind(5, drawn=False)[3]
+        assert (painted.caption, painted.item_id, painted.told) == (bare.caption, bare.item_id, bare.told)
+        assert bare.image.getextrema() == ((0, 0),) * 3 != painted.image.getextrema()
+    assert InstructionSet(5)[3].dialogue == InstructionSet(5, drawn=False)[3].dialogue
