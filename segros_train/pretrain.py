@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from segros_train.backbones.harmon.adapter import Harmon
     from segros_train.backbones.harmon.config import VaeConfig
     from segros_train.backbones.harmon.vae import AutoencoderKL
-    from segros_train.data import GenerationSource
     from segros_train.data.shapes_world import Scene, Tag
     from segros_train.types import BackboneCard
 
@@ -286,14 +285,14 @@ class Part:
         name: Its folder.
         method: What decides the supervision.
         recipe: How to train.
-        tag: Tag of the scenes that are spread; None for all.
+        tags: Tags of the scenes, by turns; as the world draws them when empty.
         spread_every: Every how many samples one is a spread scene, the others being ordinary ones.
     """
 
     name: str
     method: SFT
     recipe: Recipe
-    tag: Tag | None = None
+    tags: tuple[Tag, ...] = ()
     spread_every: int = 1
 
 
@@ -309,7 +308,7 @@ READING = Recipe(
     precision="bf16",
 )
 PARTS = (
-    Part("reading", SFT(all_hidden_share=1.0), READING, tag="colors"),
+    Part("reading", SFT(all_hidden_share=1.0), READING, tags=("colors",)),
     Part(
         "telling",
         SFT(all_hidden_share=0.5, num_untold=4),
@@ -338,20 +337,24 @@ def encode_scenes(backbone: Harmon, *, num_scenes: int, parts: Sequence[Part] = 
             latents = backbone.model.encode_images(_pixels(scenes[start : start + ENCODED_AT_ONCE]))
             table.update(zip(item_ids[start : start + ENCODED_AT_ONCE], latents, strict=True))
 
-    encode(
-        [f"shapes-{SCENES_SEED}-{index}" for index in range(num_scenes)],
-        [sample_scene(SCENES_SEED, index) for index in range(num_scenes)],
-    )
-    table |= {f"shapes-qa-{SCENES_SEED}-{index}": table[f"shapes-{SCENES_SEED}-{index}"] for index in range(num_scenes)}
-    for tag in {part.tag for part in parts}:
-        spread = _spread(tag, num_scenes)
-        indices = range(len(spread))
-        encode([spread.item_id(index) for index in indices], [spread.scene(index) for index in indices])
-    return table
+    ordinary, _ = sources(num_scenes)
+    sets: list[GenerationSet | SpreadSet] = [ordinary]
+    for part in parts:
+        sets += [chosen for chosen in _sets(part, num_scenes) if chosen is not None and chosen not in sets]
+    for chosen in sets:
+        indices = range(len(chosen))
+        encode([chosen.item_id(index) for index in indices], [chosen.scene(index) for index in indices])
+    return table | {
+        f"shapes-qa-{SCENES_SEED}-{index}": table[ordinary.item_id(index)] for index in range(len(ordinary))
+    }
 
 
-def _spread(tag: Tag | None, num_scenes: int) -> SpreadSet:
-    return SpreadSet(SCENES_SEED, math.ceil(num_scenes / SPREAD_SHARE), tag=tag, drawn=False)
+def _sets(part: Part, num_scenes: int) -> tuple[SpreadSet, GenerationSet | None]:
+    """Return the spread and the ordinary scenes of a part."""
+    spread = SpreadSet(SCENES_SEED, math.ceil(num_scenes / SPREAD_SHARE), part.tags, drawn=False)
+    if part.spread_every == 1:
+        return spread, None
+    return spread, GenerationSet(SCENES_SEED, num_scenes, part.tags, drawn=False)
 
 
 def _run(part: Part, backbone: Harmon, *, directory: Path, seed: int, num_scenes: int) -> None:
@@ -359,13 +362,13 @@ def _run(part: Part, backbone: Harmon, *, directory: Path, seed: int, num_scenes
     from segros_train.backbones.harmon import load
     from segros_train.loop import train
 
-    spread: GenerationSource = _spread(part.tag, num_scenes)
-    ordinary, questions = sources(num_scenes)
+    spread, ordinary = _sets(part, num_scenes)
+    _, questions = sources(num_scenes)
     outcome = train(
         backbone,
         part.method,
         recipe=part.recipe,
-        generation=spread if part.spread_every == 1 else Alternating(spread, ordinary, part.spread_every),
+        generation=spread if ordinary is None else Alternating(spread, ordinary, part.spread_every),
         instruction=questions if part.recipe.i2t_weight else None,
         directory=directory / part.name,
         seed=seed,

@@ -27,6 +27,11 @@ def cells(scene: Scene) -> tuple[int, ...]:
     return tuple(sorted(thing.row * GRID + thing.column for thing in scene.objects))
 
 
+def _turn(tags: tuple[Tag, ...], index: int) -> tuple[Tag, ...]:
+    """Return the tag whose turn it is, or nothing."""
+    return (tags[index % len(tags)],) if tags else ()
+
+
 def _picture(scene: Scene, drawn: bool) -> Image.Image:
     return render(scene) if drawn else Image.new("RGB", (IMAGE_PX, IMAGE_PX))
 
@@ -38,21 +43,29 @@ class GenerationSet:
     Attributes:
         seed: Seed of the scenes.
         size: Number of scenes.
+        tags: What they are about, by turns; drawn when empty.
         drawn: Whether to paint them; not where a backbone looks latents up by item id.
     """
 
     seed: int = 0
     size: int = 1_000_000
+    tags: tuple[Tag, ...] = ()
     drawn: bool = True
 
     def __len__(self) -> int:
         return self.size
 
+    def item_id(self, index: int) -> str:
+        """Return the id of a sample."""
+        return "-".join(["shapes", *_turn(self.tags, index), str(self.seed), str(index)])
+
+    def scene(self, index: int) -> Scene:
+        """Return the scene of a sample."""
+        return sample_scene(self.seed, index, tag=next(iter(_turn(self.tags, index)), None))
+
     def __getitem__(self, index: int) -> GenerationSample:
-        scene = sample_scene(self.seed, index)
-        return GenerationSample(
-            f"shapes-{self.seed}-{index}", _picture(scene, self.drawn), caption(scene), cells(scene)
-        )
+        scene = self.scene(index)
+        return GenerationSample(self.item_id(index), _picture(scene, self.drawn), caption(scene), cells(scene))
 
 
 @dataclass(frozen=True)
@@ -80,13 +93,13 @@ class SpreadSet:
     Attributes:
         seed: Seed of the scenes.
         size: Number of scenes.
-        tag: What they are about; any tag when None.
+        tags: What they are about, by turns; drawn when empty.
         drawn: As in `GenerationSet`.
     """
 
     seed: int = 0
     size: int = 1_000_000
-    tag: Tag | None = None
+    tags: tuple[Tag, ...] = ()
     drawn: bool = True
 
     def __len__(self) -> int:
@@ -94,15 +107,18 @@ class SpreadSet:
 
     def item_id(self, index: int) -> str:
         """Return the id of a sample."""
-        return f"shapes-spread-{self.tag or 'any'}-{self.seed}-{index}"
+        return "-".join(["shapes-spread", *_turn(self.tags, index), str(self.seed), str(index)])
+
+    def _told(self, index: int) -> Scene:
+        return sample_scene(self.seed, index, tag=next(iter(_turn(self.tags, index)), None))
 
     def scene(self, index: int) -> Scene:
         """Return the spread scene of a sample."""
-        return spread_scene(sample_scene(self.seed, index, tag=self.tag), self.seed)
+        return spread_scene(self._told(index), self.seed)
 
     def __getitem__(self, index: int) -> GenerationSample:
         scene = self.scene(index)
-        words = spread_caption(sample_scene(self.seed, index, tag=self.tag))
+        words = spread_caption(self._told(index))
         return GenerationSample(self.item_id(index), _picture(scene, self.drawn), words, cells(scene))
 
 

@@ -37,7 +37,7 @@ RECIPE = AutoencoderRecipe(
 )
 PART_RECIPE = Recipe(optimizer_steps=1, batch_size=2, i2t_weight=0.1, i2t_batch_size=1, schedule_steps=10)
 PARTS = (
-    Part("reading", SFT(all_hidden_share=1.0), PART_RECIPE, tag="colors"),
+    Part("reading", SFT(all_hidden_share=1.0), PART_RECIPE, tags=("colors",)),
     Part("telling", SFT(num_untold=2), PART_RECIPE, spread_every=3),
 )
 CARD = BackboneCard(
