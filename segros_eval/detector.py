@@ -18,25 +18,19 @@ import numpy as np
 import torch
 from PIL import Image
 
+from segros_eval.detector_files import checked_checkpoint, detector_files
 from segros_eval.detector_masks import Prepared, normalised, prepare, select_instances
 from segros_eval.detector_weights import DetectorNetwork, load_network
 from segros_eval.evaluators import Detection
 from segros_eval.evaluators.geneval_rules import COLORS, OBJECT_NAMES
 from segros_train.errors import PrerequisiteError
-from segros_train.files import file_sha256, segros_home, write_json
+from segros_train.files import write_json
 
 if TYPE_CHECKING:
     from segros_eval.detector_colors import ColorClassifier
 
-__all__ = ["PhotoDetector", "check_self_test", "detector_files", "open_detector", "self_test"]
+__all__ = ["PhotoDetector", "check_self_test", "open_detector", "self_test"]
 
-DATA = "geneval"
-CHECKPOINTS = (
-    "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth",
-    "mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco_20220504_001756-c9d0c4f2.pth",
-)
-"""The official checkpoint as published for mmdet 2.x, and the same weights for 3.x; a name ends with its digest."""
-CLIP_FILE = "ViT-L-14.pt"
 SELF_TEST_FILE = "detector-self-test.json"
 KNOWN_SELF_TESTS: Mapping[str, Sequence[Mapping[str, Any]]] = {}
 """Detections on the fixed picture that mmdet itself gave, by digest of the checkpoint; none is known yet."""
@@ -128,17 +122,6 @@ class PhotoDetector:
         ]
 
 
-def detector_files(home: Path | None = None) -> tuple[Path, Path]:
-    """Return where the checkpoint and the colour classifier's weights lie, or should.
-
-    Args:
-        home: Folder of fetched files; None for `$SEGROS_HOME`.
-    """
-    folder = (home or segros_home()) / "data" / DATA
-    found = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
-    return (found or [folder / CHECKPOINTS[0]])[0], folder / CLIP_FILE
-
-
 def open_detector(*, min_score: float = 0.0, device: str | None = None) -> PhotoDetector:
     """Load the official weights and test them.
 
@@ -152,17 +135,7 @@ def open_detector(*, min_score: float = 0.0, device: str | None = None) -> Photo
     from segros_eval.detector_colors import ColorClassifier, load_clip
 
     checkpoint, clip = detector_files()
-    for path in (checkpoint, clip):
-        if not path.is_file():
-            raise PrerequisiteError(
-                f"GenEval's detector is missing: {path} does not exist. Get it with `segros data fetch geneval`."
-            )
-    digest = file_sha256(checkpoint)
-    if not digest.startswith(checkpoint.stem.rpartition("-")[2]):
-        raise PrerequisiteError(
-            f"{checkpoint} is damaged: its sha256 is {digest[:12]}…, its name says "
-            f"{checkpoint.stem.rpartition('-')[2]}…. Fetch it again with `segros data fetch geneval`."
-        )
+    digest = checked_checkpoint(checkpoint)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(checkpoint).to(device)
     detector = PhotoDetector(network, ColorClassifier(load_clip(clip).to(device)), min_score=min_score)
@@ -203,8 +176,8 @@ def check_self_test(network: DetectorNetwork, *, digest: str, record: Path) -> b
     odd = [one for one in expected if not any(_alike(one, other) for other in found)]
     if odd:
         raise PrerequisiteError(
-            f"GenEval's detector fails its self-test: of {len(expected)} instances known on a fixed picture it does not "
-            f"find {len(odd)}, e.g. class {odd[0]['label']} with score {odd[0]['score']}. Its numbers would not be "
+            f"GenEval's detector fails its self-test: of {len(expected)} instances known on a fixed picture it does "
+            f"not find {len(odd)}, e.g. class {odd[0]['label']} with score {odd[0]['score']}. Its numbers would not be "
             f"GenEval's. Go back to the versions that {record} was written with, or delete that file to record anew."
         )
     return known is not None

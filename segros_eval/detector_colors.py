@@ -118,8 +118,12 @@ def load_clip(path: Path) -> Any:
         path: The `.pt` file as OpenAI published it.
 
     Raises:
-        PrerequisiteError: If it is damaged or another model.
+        PrerequisiteError: If it is missing, damaged or another model.
     """
+    if not path.is_file():
+        raise PrerequisiteError(
+            f"The weights of {MODEL} are missing: {path} does not exist. Get them with `segros data fetch geneval`."
+        )
     try:
         state = torch.jit.load(str(path), map_location="cpu").state_dict()
     except RuntimeError as error:

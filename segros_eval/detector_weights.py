@@ -227,6 +227,9 @@ class _Inert(dict[Any, Any]):
 
     def __setstate__(self, _: Any) -> None: ...
 
+    def __call__(self, *_: Any, **__: Any) -> _Inert:
+        return _Inert()
+
     def append(self, _: Any) -> None:
         """Take an item of a list and forget it."""
 
@@ -329,9 +332,10 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _merged_order(tensor: Tensor) -> Tensor:
-    """Reorder the last dimension of a patch merging: mmdet counts channel, row, column; transformers column, row, channel.
+    """Reorder the last dimension of a patch merging, four neighbours of C channels.
 
-    Four neighbours stand in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
+    In mmdet the neighbour counts fastest, row by row; in transformers the channel does, and neighbours stand in the
+    order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
     """
     neighbours = tensor.unflatten(-1, (-1, 4))[..., [0, 2, 1, 3]]
     return neighbours.transpose(-1, -2).flatten(-2)
