@@ -41,7 +41,17 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, all but the goldens; a file stays with one worker, because its tests share what it loads."""
     workers = str(min(os.cpu_count() or 1, 8))
-    run(session, "pytest", "--ignore=tests/golden", "-n", workers, "--dist=loadfile", *session.posargs)
+    aside = ("--ignore=tests/golden", "--ignore=tests/judge", "--ignore=tests/mmdet")
+    run(session, "pytest", *aside, "-n", workers, "--dist=loadfile", *session.posargs)
+
+
+@nox.session(**PROJECT)
+def judge(session: nox.Session) -> None:
+    """Build vLLM's CPU environment and score T2I-CompBench end to end with a real server of a tiny random model."""
+    home = {"SEGROS_HOME": str(Path(session.cache_dir) / "judge"), "SEGROS_TEST_JUDGE": "1", "HF_HUB_OFFLINE": "1"}
+    segros = Path(sys.executable).with_name("segros")
+    session.run(str(segros), "judge", "install", "--kind", "cpu", external=True, env={**ENV, **home})
+    session.run(sys.executable, "-m", "pytest", "tests/judge", *session.posargs, external=True, env={**ENV, **home})
 
 
 @nox.session(**PROJECT)

@@ -146,8 +146,8 @@ class JudgeClient:
             changed = [index for index, pair in enumerate(zip(self._canaries, last, strict=True)) if pair[0] != pair[1]]
             raise PrerequisiteError(
                 f"The judge {self.model} has drifted: it answers {len(changed)} of {len(last)} fixed questions "
-                f"otherwise than when it was opened, e.g. {self._canaries[changed[0]]!r} then {last[changed[0]]!r}. Its scores "
-                "are not of one judge: remove its kept replies and score again, with a server that is left alone."
+                f"otherwise than when it was opened, e.g. {self._canaries[changed[0]]!r} then {last[changed[0]]!r}. "
+                f"Its scores are not of one judge: remove its kept replies ({self._cache}) and score again."
             )
 
     def _stop(self) -> None:

@@ -70,7 +70,7 @@ def missing_judge(model: str) -> str:
 
 
 def install(kind: str, *, tell: Callable[[str], None] = lambda _: None) -> Path:
-    """Build vLLM's environment with uv.
+    """Build vLLM's environment with uv; one that is there already, of the same version and kind, stays.
 
     Args:
         kind: `"gpu"`, or `"cpu"` for the CPU build, which is for tests and small models.
@@ -86,6 +86,8 @@ def install(kind: str, *, tell: Callable[[str], None] = lambda _: None) -> Path:
     if uv is None:
         raise PrerequisiteError("`segros judge install` builds an environment with uv, which is not installed here.")
     folder = environment()
+    if _installed() == {"kind": kind, "vllm": VLLM_VERSION}:
+        return folder
     tell(f"Python {PYTHON_VERSION}")
     _done([uv, "venv", "--clear", "--python", PYTHON_VERSION, str(folder)])
     pip = [uv, "pip", "install", "--python", str(_python())]
@@ -241,13 +243,21 @@ def _python() -> Path:
     return environment() / "bin" / "python"
 
 
-def _kind() -> str:
+def _installed() -> dict[str, str]:
+    """Return what was installed, as recorded when it was whole; empty where it was not."""
     try:
-        return str(json.loads((environment() / "segros.json").read_text(encoding="utf-8"))["kind"])
-    except (OSError, ValueError, KeyError) as error:
+        return dict(json.loads((environment() / "segros.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _kind() -> str:
+    found = _installed()
+    if "kind" not in found:
         raise PrerequisiteError(
             f"There is no whole environment of vLLM in {environment()}. Build it with `segros judge install`."
-        ) from error
+        )
+    return found["kind"]
 
 
 def _cpu_requirements() -> list[str]:

@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL of a few hundred thousand random weights, with a tokenizer and processor of its own, as vLLM reads it."""
+"""A Qwen2.5-VL of a few hundred thousand random weights, with its own tokenizer and processor, as vLLM reads it."""
 
 from __future__ import annotations
 
