@@ -22,7 +22,7 @@ from segros_eval.detector_files import checked_checkpoint, detector_files
 from segros_eval.detector_masks import Prepared, normalised, prepare, select_instances
 from segros_eval.detector_weights import DetectorNetwork, load_network
 from segros_eval.evaluators import Detection
-from segros_eval.evaluators.geneval_rules import COLORS, OBJECT_NAMES
+from segros_eval.evaluators.geneval_rules import OBJECT_NAMES
 from segros_train.errors import PrerequisiteError
 from segros_train.files import write_json
 
@@ -91,10 +91,9 @@ class PhotoDetector:
         """
         if self.color_classifier is None:
             raise ValueError("This detector was opened without a colour classifier.")
-        return [
-            [COLORS[int(index)] for index in logits.argmax(1)] if len(logits) else []
-            for logits in self.color_classifier.grouped_logits(groups)
-        ]
+        from segros_eval.detector_colors import named_colors
+
+        return named_colors(self.color_classifier, groups)
 
     @torch.inference_mode()
     def _detect_batch(self, batch: Sequence[Prepared]) -> list[list[Detection]]:

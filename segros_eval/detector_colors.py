@@ -25,7 +25,7 @@ from segros_eval.evaluators import Detection
 from segros_eval.evaluators.geneval_rules import COLORS
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["TEMPLATES", "ColorClassifier", "load_clip"]
+__all__ = ["TEMPLATES", "ColorClassifier", "load_clip", "named_colors"]
 
 MODEL = "ViT-L-14-quickgelu"
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
@@ -109,6 +109,21 @@ class ColorClassifier:
             x0, y0, x1, y1 = (round(float(side)) for side in found.box)
             image = image.crop((x0, y0, x1, y1))
         return image
+
+
+def named_colors(
+    classifier: ColorClassifier, groups: Sequence[tuple[Image.Image, Sequence[Detection]]]
+) -> list[list[str]]:
+    """Return the colour of each detection of several images, all crops together.
+
+    Args:
+        classifier: Gives logits.
+        groups: Picture and detections of each.
+    """
+    return [
+        [COLORS[int(index)] for index in logits.argmax(1)] if len(logits) else []
+        for logits in classifier.grouped_logits(groups)
+    ]
 
 
 def load_clip(path: Path) -> Any:

@@ -38,6 +38,8 @@ FLAGS: tuple[str, ...] = (
     *("--seed", "0"),
     *("--max-model-len", "4096"),
     *("--limit-mm-per-prompt", '{"image": 1, "video": 0}'),
+    # Between the parts of a JSON reply any number of blanks would be free, and use up the reply.
+    *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
     *("--mm-processor-kwargs", '{"size": {"shortest_edge": 3136, "longest_edge": 602112}}'),
 )
 GPU_FLAGS = ("--dtype", "bfloat16", "--max-num-seqs", "256", "--gpu-memory-utilization", "0.9")

@@ -70,11 +70,19 @@ def summarise(
         num_unparsed=counts["unparsed"],
         num_unscored=counts["unscored"],
         seeds=tuple(seeds),
-        protocol=task.evaluator.protocol,
+        protocol=_protocol(task.evaluator, world),
         world=world,
         key=key,
         provenance=provenance,
     )
+
+
+def _protocol(evaluator: Evaluator, world: World) -> str:
+    """Return the name of the protocol; in the embedded world its reader judges, whoever does so for photographs."""
+    judged = {"judge", "mplug"} & set(getattr(evaluator, "needs", ()))
+    if world != "shapes" or not judged:
+        return evaluator.protocol
+    return f"{evaluator.protocol.partition(' judged by')[0]} judged by the reader of the embedded world"
 
 
 def world_of(task: EvalTask, folder: Path) -> World:

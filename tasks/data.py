@@ -67,6 +67,22 @@ dpgbench = BenchmarkData(
             url="https://raw.githubusercontent.com/TencentQQGYLab/ELLA/main/dpg_bench/dpg_bench.csv",
             git_blob="98457fc9901943f51ff9a30367250fc292533bed",
         ),
+        PinnedFile(
+            name="vocab.txt",
+            url="https://modelscope.cn/models/damo/mplug_visual-question-answering_coco_large_en/resolve/v1.0.0/vocab.txt",
+        ),
+        PinnedFile(
+            name="config_bert.json",
+            url="https://modelscope.cn/models/damo/mplug_visual-question-answering_coco_large_en/resolve/v1.0.0/config_bert.json",
+        ),
+        PinnedFile(
+            name="config.yaml",
+            url="https://modelscope.cn/models/damo/mplug_visual-question-answering_coco_large_en/resolve/v1.0.0/config.yaml",
+        ),
+        PinnedFile(
+            name="pytorch_model.bin",
+            url="https://modelscope.cn/models/damo/mplug_visual-question-answering_coco_large_en/resolve/v1.0.0/pytorch_model.bin",
+        ),
     ),
     licence="Apache-2.0",
 )
