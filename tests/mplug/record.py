@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
+from torchvision import transforms
 
 IMAGE_PX, PATCH_PX, VISION_WIDTH = 56, 14, 128
 BERT = {
@@ -57,9 +58,8 @@ def main(folder: Path) -> None:
     """Build the model, ask, and write."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_files(folder)
-    from modelscope.models.multi_modal.mplug import MPlugForVisualQuestionAnswering
+    from modelscope.models.multi_modal.mplug.modeling_mplug import MPlugForVisualQuestionAnswering
     from modelscope.models.multi_modal.mplug.configuration_mplug import MPlugConfig
-    from modelscope.preprocessors.multi_modal import MPlugPreprocessor
 
     config = MPlugConfig.from_yaml_file(str(folder / "config.yaml"))
     config.model_dir = str(folder)
@@ -74,7 +74,7 @@ def main(folder: Path) -> None:
             parameter.data, mean=1.0 if "LayerNorm.weight" in name or ".ln_" in name else 0.0, std=spread
         )
     model.eval()
-    preprocess = MPlugPreprocessor(str(folder))
+    preprocess = _Preprocess(model.tokenizer)
     tensors: dict[str, torch.Tensor] = {}
     cases: list[dict[str, Any]] = []
     for number in range(2):
@@ -101,6 +101,27 @@ def main(folder: Path) -> None:
     save_file(state, folder / "weights.safetensors")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "tensors.safetensors")
     (folder / "cases.json").write_text(json.dumps({"upstream": "modelscope 1.40.2", "cases": cases}, indent=1))
+
+
+class _Preprocess:
+    """Prepare a picture and a question; modelscope's own class needs readers of video and audio to be imported."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+        steps = [
+            transforms.Resize((IMAGE_PX, IMAGE_PX), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize(mean=mean, std=std),
+        ]
+        self.transform = transforms.Compose(steps)
+
+    def __call__(self, given: tuple[Image.Image, str]) -> dict[str, Any]:
+        picture, question = given
+        tokens = self.tokenizer(
+            question.lower(), padding="max_length", truncation=True, max_length=25, return_tensors="pt"
+        )
+        return {"image": self.transform(picture)[None], "question": tokens}
 
 
 def _inner(model: Any, given: dict[str, Any]) -> dict[str, torch.Tensor]:
