@@ -191,12 +191,12 @@ def _group_norms(num_groups: int) -> Iterator[None]:
     if num_groups == HF_GROUPS:
         yield
         return
-    original = nn.GroupNorm
 
-    def build(_: int, num_channels: int, **options: Any) -> nn.GroupNorm:
-        return original(num_groups, num_channels, **options)
+    class Grouped(nn.GroupNorm):
+        def __init__(self, _: int, num_channels: int, **options: Any) -> None:
+            super().__init__(num_groups, num_channels, **options)
 
-    with mock.patch.object(nn, "GroupNorm", build):
+    with mock.patch.object(nn, "GroupNorm", Grouped):
         yield
 
 

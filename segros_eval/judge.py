@@ -22,6 +22,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,13 +105,12 @@ class JudgeClient:
         self._revived = asyncio.Lock()
         self._client = self._connected()
         self._closed = False
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._stop)
             self.engine = self._engine()
             self._check_model()
             self._canaries = self._ask_canaries()
-        except BaseException:
-            self._stop()
-            raise
+            undo.pop_all()
         self.record: dict[str, Any] = {
             "model": model,
             "revision": revision or None,
@@ -355,10 +355,10 @@ def open_judge(model: str, *, revision: str = "", log: Path | None = None) -> Ju
     from segros_eval.judge_server import JudgeServer
 
     server = JudgeServer(model, revision=revision, log=log)
-    try:
-        base = server.start()
-        return JudgeClient(
-            base,
+    with ExitStack() as undo:
+        undo.callback(server.stop)
+        client = JudgeClient(
+            server.start(),
             model=model,
             revision=revision,
             cache=cache,
@@ -366,9 +366,8 @@ def open_judge(model: str, *, revision: str = "", log: Path | None = None) -> Ju
             on_close=server.stop,
             about={"server": server.record},
         )
-    except BaseException:
-        server.stop()
-        raise
+        undo.pop_all()
+    return client
 
 
 def _kept(cache: Path | None) -> dict[str, str]:

@@ -21,6 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +163,11 @@ class JudgeServer:
         self.record["starts"] += 1
         base = f"http://127.0.0.1:{port}/v1"
         self._write_state(base)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.stop)
             self._await(base)
             _warm_up(base, self.model)
-        except BaseException:
-            self.stop()
-            raise
+            undo.pop_all()
         return base
 
     def stop(self) -> None:

@@ -151,7 +151,7 @@ class _VisionTower(nn.Module):
         patches = self.conv1(pixels).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(len(patches), 1, -1)
         states = self.ln_pre(torch.cat([first, patches], 1) + self.positional_embedding)
-        for block in self.transformer["resblocks"]:
+        for block in self.transformer["resblocks"].children():
             states = block(states)
         return self.ln_post(states)
 

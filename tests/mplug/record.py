@@ -58,8 +58,8 @@ def main(folder: Path) -> None:
     """Build the model, ask, and write."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_files(folder)
-    from modelscope.models.multi_modal.mplug.modeling_mplug import MPlugForVisualQuestionAnswering
     from modelscope.models.multi_modal.mplug.configuration_mplug import MPlugConfig
+    from modelscope.models.multi_modal.mplug.modeling_mplug import MPlugForVisualQuestionAnswering
 
     config = MPlugConfig.from_yaml_file(str(folder / "config.yaml"))
     config.model_dir = str(folder)
