@@ -76,7 +76,7 @@ def prepare(image: Image.Image, config: DetectorConfig) -> Prepared:
     scale = min(largest / max(height, width), smallest / min(height, width))
     size = (int(height * scale + 0.5), int(width * scale + 0.5))
     # OpenCV resizes each channel alike, so the order of the channels does not matter.
-    resized = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
+    resized = np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
     below, beside = (-side % config.pad_divisor for side in size)
     padded = np.pad(resized, ((0, below), (0, beside), (0, 0)), constant_values=config.pad_value)
     return Prepared(padded, size, (height, width))

@@ -17,12 +17,13 @@ def main(config: str, checkpoint: str) -> None:
     """Answer until standard input ends."""
     # Whatever a library prints goes to standard error; answers alone go to standard output.
     answers, sys.stdout = sys.stdout, sys.stderr
+    _allow_missing_operations()
     import mmcv
     import mmdet
     import torch
     from mmdet.apis import DetInferencer
 
-    inferencer: Any = DetInferencer(model=config, weights=checkpoint, show_progress=False)
+    inferencer: Any = DetInferencer(model=config, weights=checkpoint, device="cpu", show_progress=False)
     for line in sys.stdin:
         message = json.loads(line)
         if message:
@@ -30,6 +31,15 @@ def main(config: str, checkpoint: str) -> None:
         versions = {"mmdet": mmdet.__version__, "mmcv": mmcv.__version__, "torch": torch.__version__}
         answers.write(json.dumps(versions) + "\n")
         answers.flush()
+
+
+def _allow_missing_operations() -> None:
+    """Let mmcv be imported without its compiled operations, which Mask2Former does not call on a CPU."""
+    from types import SimpleNamespace
+
+    from mmcv.utils import ext_loader
+
+    ext_loader.load_ext = lambda name, functions: SimpleNamespace(**dict.fromkeys(functions))
 
 
 def _detect(inferencer: Any, message: dict[str, str]) -> None:

@@ -167,7 +167,7 @@ def _hf_config(config: DetectorConfig) -> Mask2FormerConfig:
         qkv_bias=True,
         layer_norm_eps=1e-5,
         drop_path_rate=0.0,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
+        **{"out_features": ["stage1", "stage2", "stage3", "stage4"]},
     )
     return Mask2FormerConfig(
         backbone_config=backbone,
@@ -180,7 +180,7 @@ def _hf_config(config: DetectorConfig) -> Mask2FormerConfig:
         num_attention_heads=config.decoder_heads,
         dim_feedforward=config.decoder_ffn_dim,
         num_queries=config.num_queries,
-        num_labels=config.num_classes,
+        **{"num_labels": config.num_classes},
         dropout=0.0,
     )
 

@@ -383,7 +383,8 @@ _JSON_TYPES: Mapping[str, type] = {"object": dict, "string": str, "integer": int
 def _breach(value: Any, schema: Mapping[str, Any]) -> str:
     """Say how a value breaks a schema of objects, whole numbers and texts; empty where it does not."""
     wanted = _JSON_TYPES[schema["type"]]
-    if not isinstance(value, wanted) or isinstance(value, bool):
+    is_wanted = isinstance(value, wanted) and not isinstance(value, bool)
+    if not is_wanted:
         return f"{value!r} is no {schema['type']}"
     if wanted is int and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
         return f"{value} is not within {schema.get('minimum')} to {schema.get('maximum')}"

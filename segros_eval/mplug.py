@@ -88,7 +88,7 @@ class Mplug:
             tokens, valid = self._tokens(questions[start : start + QUESTIONS_AT_ONCE])
             states, there = self.network.encode(seen.expand(len(tokens), -1, -1), tokens, valid)
             found = beam_search(self.network, self.network.memory(states), there)
-            answers += [self._tokenizer.decode(one, skip_special_tokens=True) for one in found]
+            answers += [str(self._tokenizer.decode(one, skip_special_tokens=True)) for one in found]
         return answers
 
     def _tokens(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:

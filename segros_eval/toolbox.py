@@ -65,7 +65,8 @@ def open_tools(task: EvalTask, world: World, *, log: Path | None = None) -> Tool
     if "judge" in needs:
         from segros_eval.judge import open_judge
 
-        judge = open_judge(task.evaluator.judge_model, revision=task.evaluator.judge_revision, log=log)
+        evaluator: Any = task.evaluator
+        judge = open_judge(evaluator.judge_model, revision=evaluator.judge_revision, log=log)
         return Tools(detector=detector, judge=judge, close=judge.close)
     if "mplug" in needs:
         from segros_eval.mplug import open_mplug
