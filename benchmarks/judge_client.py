@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from multiprocessing.connection import Connection
+from typing import Any
 
 from PIL import Image
 
@@ -21,8 +22,13 @@ from segros_eval.judge import JudgeClient, JudgeSettings
 
 IN_FLIGHT, ROUNDS = 64, 10
 MODELS = {"object": "list", "data": [{"id": "fixed", "object": "model"}]}
-MESSAGE = {"role": "assistant", "content": "yes"}
-REPLY = {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": MESSAGE, "finish_reason": "stop"}]}
+
+
+def reply(said: str) -> dict[str, Any]:
+    """Return a whole chat completion."""
+    message = {"role": "assistant", "content": said}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return {"id": "1", "object": "chat.completion", "choices": [choice]}
 
 
 def serve(latency: float, pipe: Connection) -> None:
@@ -38,7 +44,8 @@ def serve(latency: float, pipe: Connection) -> None:
             is_chat = line.startswith(b"POST")
             if is_chat and b"disk" not in body:
                 await asyncio.sleep(latency)
-            content = json.dumps(REPLY if is_chat else MODELS).encode()
+            said = "5" if b"from 0 to 10" in body else "yes"
+            content = json.dumps(reply(said) if is_chat else MODELS).encode()
             head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
             writer.write(head.encode() + content)
             await writer.drain()
@@ -62,13 +69,16 @@ def main(latency: float) -> None:
     images = [Image.new("RGB", (512, 512), (number % 256, number // 256, 90)) for number in range(IN_FLIGHT * ROUNDS)]
     requests = [JudgeRequest(image, ("What is it?",), "benchmark-v1") for image in images]
     judge.ask([JudgeRequest(image, ("Warm up.",), "benchmark-v1") for image in images[:IN_FLIGHT]])
-    began = time.monotonic()
+    began, busy = time.monotonic(), time.process_time()
     replies = judge.ask(requests)
     rate, limit = len(requests) / (time.monotonic() - began), IN_FLIGHT / latency
+    each = 1000 * (time.process_time() - busy) / len(requests)
     assert all(reply.text == "yes" for reply in replies)
     judge.close()
     server.terminate()
-    sys.stdout.write(f"client {rate:.1f} requests/s; server's limit {limit:.1f}; ratio {rate / limit:.3f}\n")
+    sys.stdout.write(
+        f"client {rate:.1f} requests/s; server's limit {limit:.1f}; ratio {rate / limit:.3f}; {each:.1f} ms busy each\n"
+    )
 
 
 if __name__ == "__main__":

@@ -156,6 +156,9 @@ def from_mmdet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _hf_config(config: DetectorConfig) -> Mask2FormerConfig:
+    # Arguments that the classes take and their type stubs do not know.
+    more: dict[str, Any] = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    of_all: dict[str, Any] = {"num_labels": config.num_classes}
     backbone = SwinConfig(
         image_size=224,
         patch_size=4,
@@ -167,7 +170,7 @@ def _hf_config(config: DetectorConfig) -> Mask2FormerConfig:
         qkv_bias=True,
         layer_norm_eps=1e-5,
         drop_path_rate=0.0,
-        **{"out_features": ["stage1", "stage2", "stage3", "stage4"]},
+        **more,
     )
     return Mask2FormerConfig(
         backbone_config=backbone,
@@ -180,7 +183,7 @@ def _hf_config(config: DetectorConfig) -> Mask2FormerConfig:
         num_attention_heads=config.decoder_heads,
         dim_feedforward=config.decoder_ffn_dim,
         num_queries=config.num_queries,
-        **{"num_labels": config.num_classes},
+        **of_all,
         dropout=0.0,
     )
 

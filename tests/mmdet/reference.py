@@ -114,7 +114,9 @@ def main(config: str, weights: str, pixels: str, result: str) -> None:
 
     register_all_modules()
     parts = Config(model_config(json.loads(Path(config).read_text(encoding="utf-8"))))
-    backbone, head = MODELS.build(parts["backbone"]).eval(), MODELS.build(parts["panoptic_head"]).eval()
+    backbone, head = MODELS.build(parts["backbone"]), MODELS.build(parts["panoptic_head"])
+    for module in (backbone, head):
+        module.eval()
     state = {as_3x(name): tensor for name, tensor in load_file(weights).items()}
     for prefix, module in (("backbone.", backbone), ("panoptic_head.", head)):
         own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
