@@ -41,7 +41,17 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, all but the goldens; a file stays with one worker, because its tests share what it loads."""
     workers = str(min(os.cpu_count() or 1, 8))
-    run(session, "pytest", "--ignore=tests/golden", "-n", workers, "--dist=loadfile", *session.posargs)
+    aside = ("--ignore=tests/golden", "--ignore=tests/judge", "--ignore=tests/mmdet")
+    run(session, "pytest", *aside, "-n", workers, "--dist=loadfile", *session.posargs)
+
+
+@nox.session(**PROJECT)
+def judge(session: nox.Session) -> None:
+    """Build vLLM's CPU environment and score T2I-CompBench end to end with a real server of a tiny random model."""
+    home = {"SEGROS_HOME": str(Path(session.cache_dir) / "judge"), "SEGROS_TEST_JUDGE": "1", "HF_HUB_OFFLINE": "1"}
+    segros = Path(sys.executable).with_name("segros")
+    session.run(str(segros), "judge", "install", "--kind", "cpu", external=True, env={**ENV, **home})
+    session.run(sys.executable, "-m", "pytest", "tests/judge", *session.posargs, external=True, env={**ENV, **home})
 
 
 @nox.session(**PROJECT)
@@ -61,6 +71,37 @@ def leaderboards(session: nox.Session) -> None:
 def gpu(session: nox.Session) -> None:
     """Run the tests that need a CUDA device."""
     run(session, "pytest", "-m", "gpu", *session.posargs)
+
+
+@nox.session(default=False, **PROJECT)
+def mmdet(session: nox.Session) -> None:
+    """Build mmdet's environment and compare its Mask2Former with ours on one prepared tensor.
+
+    The environment is the one that `detector = "mmdet"` uses. mmcv's compiled operations are left out: on a CPU its
+    Mask2Former does not call them.
+    """
+    home = Path(os.environ.get("SEGROS_HOME") or Path(session.cache_dir) / "mmdet")
+    folder = home / "mmdet" / "environment"
+    session.run("uv", "venv", "--allow-existing", "--python", "3.11", str(folder), external=True)
+    pinned = ("torch==2.1.2", "numpy<2", "mmcv-lite==2.1.0", "mmdet==3.3.0", "opencv-python-headless<4.12")
+    more = ("safetensors", "setuptools<70")
+    session.run("uv", "pip", "install", "--python", str(folder / "bin" / "python"), *pinned, *more, external=True)
+    own = {"SEGROS_HOME": str(home), "SEGROS_TEST_MMDET": "1"}
+    session.run(sys.executable, "-m", "pytest", "tests/mmdet", *session.posargs, external=True, env={**ENV, **own})
+
+
+@nox.session(default=False, **PROJECT)
+def mplug(session: nox.Session) -> None:
+    """Record mPLUG's goldens anew with modelscope's own classes, in an environment of theirs, and compare with ours."""
+    folder = Path(session.cache_dir) / "modelscope"
+    golden = Path(session.cache_dir) / "golden"
+    session.run("uv", "venv", "--allow-existing", "--python", "3.11", str(folder), external=True)
+    pinned = ("modelscope==1.40.2", "torch==2.1.2", "torchvision==0.16.2", "transformers==4.30.2", "timm==0.9.16")
+    more = ("numpy<2", "addict", "einops", "pyyaml", "safetensors", "pillow", "setuptools<70")
+    python = str(folder / "bin" / "python")
+    session.run("uv", "pip", "install", "--python", python, *pinned, *more, external=True)
+    session.run(python, "tests/mplug/record.py", str(golden / "mplug"), external=True, env=ENV)
+    run(session, "pytest", "tests/golden/test_mplug.py", "--golden", str(golden), *session.posargs)
 
 
 @nox.session(default=False, **PROJECT)

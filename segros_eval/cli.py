@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from segros_eval.commands import look, move, results
+from segros_eval.commands import judge, look, move, results
 from segros_eval.commands import run as running
 from segros_eval.commands.console import UNUSABLE, emit, err, refuse
 from segros_train.errors import PrerequisiteError
@@ -82,6 +82,7 @@ app.command("explain")(look.explain)
 app.command("list")(look.show_list)
 app.command("doctor")(look.doctor)
 app.add_typer(move.data, name="data")
+app.add_typer(judge.judge, name="judge")
 app.command("export")(move.export)
 
 

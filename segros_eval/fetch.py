@@ -1,7 +1,14 @@
-"""Official files of benchmarks: fetched once, checked by digest, kept below `$SEGROS_HOME/data`."""
+"""Official files of benchmarks: fetched once, checked by digest, kept below `$SEGROS_HOME/data`.
+
+A file is pinned by the strongest digest that is known of it: its sha256, the beginning of it (which the name of a
+published checkpoint may hold), or git's name of its content. Whatever is known, the sha256 of the first copy is
+recorded beside it, and every later copy must be the same.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -9,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segros_train.errors import PrerequisiteError
-from segros_train.files import file_sha256, segros_home
+from segros_train.files import file_sha256, segros_home, write_json
 
 __all__ = ["BenchmarkData", "PinnedFile", "fetch_file", "file_fault", "home_of"]
 
@@ -17,6 +24,8 @@ CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30
 PARTIAL_CONTENT = 206
 NOTHING_LEFT = 416
+RECORD = "sha256.json"
+"""File of the digests of first copies."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +35,14 @@ class PinnedFile:
     Attributes:
         name: Name in the benchmark's folder.
         url: Where its authors publish it.
-        sha256: Digest of the version that the protocol means.
+        sha256: Digest of the version that the protocol means, or the beginning of it; empty where none is known.
+        git_blob: Git's name of its content (`git hash-object`), where that is known.
     """
 
     name: str
     url: str
-    sha256: str
+    sha256: str = ""
+    git_blob: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,33 @@ def file_fault(file: PinnedFile, folder: Path) -> str | None:
     path = folder / file.name
     if not path.is_file():
         return "missing"
+    return _content_fault(file, path, _recorded(folder).get(file.name, ""))
+
+
+def _content_fault(file: PinnedFile, path: Path, recorded: str) -> str | None:
+    """Say how the content of `path` differs from what is known of it."""
     digest = file_sha256(path)
-    return None if digest == file.sha256 else f"sha256 is {digest[:12]}…, expected {file.sha256[:12]}…"
+    if not digest.startswith(file.sha256):
+        return f"sha256 is {digest[:12]}…, expected {file.sha256[:12]}…"
+    if file.git_blob and (found := _git_blob(path)) != file.git_blob:
+        return f"git's name of it is {found[:12]}…, expected {file.git_blob[:12]}…"
+    if recorded and digest != recorded:
+        return f"sha256 is {digest[:12]}…, the first copy's was {recorded[:12]}…"
+    return None
+
+
+def _git_blob(path: Path) -> str:
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """Return the digests of first copies by file name."""
+    path = folder / RECORD
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def fetch_file(file: PinnedFile, folder: Path, *, advance: Callable[[int], None]) -> Path:
@@ -85,13 +121,14 @@ def fetch_file(file: PinnedFile, folder: Path, *, advance: Callable[[int], None]
         ) from error
     except OSError as error:
         raise PrerequisiteError(f"Cannot write to {folder}: {error.strerror}. Set $SEGROS_HOME to another.") from error
-    digest = file_sha256(partial)
-    if digest != file.sha256:
+    recorded = _recorded(folder)
+    fault = _content_fault(file, partial, recorded.get(file.name, ""))
+    if fault is not None:
         partial.unlink()
         raise PrerequisiteError(
-            f"{file.url} has changed: its sha256 is {digest}, the protocol means {file.sha256}. "
-            f"Find that version and put it at {path}."
+            f"{file.url} has changed: its {fault}. Find the version that the protocol means and put it at {path}."
         )
+    write_json(folder / RECORD, {**recorded, file.name: file_sha256(partial)})
     partial.replace(path)
     return path
 

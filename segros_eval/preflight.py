@@ -239,7 +239,7 @@ def _hub_cache() -> Path:
 def _evaluation(stage: Stage, cell: Cell) -> Iterator[Problem]:
     lacking = missing_tool(cell.task, stage.card.world)
     if lacking is not None:
-        yield Problem(lacking, "Use a backbone of the embedded world, e.g. harmon-tiny.")
+        yield Problem(lacking.what, lacking.remedy)
     try:
         if not ask(stage, cell):
             yield Problem(f"{cell.task.title} has nothing to ask", "Raise --limit.")

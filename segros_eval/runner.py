@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -279,13 +279,15 @@ def _score(
     respond_seconds: float,
 ) -> Result:
     stage, task = model.stage, cell.task
-    tools = open_tools(task, stage.card.world)
+    place = model.folder / "evals" / task.name
     began = time.monotonic()
     scores: list[Score] = []
-    with model.listener.phase(f"score  {task.name}: {_title(stage)}", len(samples)) as tell:
-        for part, answers in _windows(samples, responses):
-            scores += task.evaluator.score(part, answers, tools)
-            tell(len(part))
+    with closing(open_tools(task, stage.card.world, log=place / "judge.log")) as tools:
+        with model.listener.phase(f"score  {task.name}: {_title(stage)}", len(samples)) as tell:
+            for part, answers in _windows(samples, responses):
+                scores += task.evaluator.score(part, answers, tools)
+                tell(len(part))
+    record = tools.record
     scores = [_explained(score, refused) for score in scores]
     seconds = {"respond": respond_seconds, "score": round(time.monotonic() - began, 2)}
     result = summarise(
@@ -296,9 +298,8 @@ def _score(
         seeds=(stage.seed,),
         world=stage.card.world,
         key=cell.key,
-        provenance=_provenance(model, cell, seconds),
+        provenance=_provenance(model, cell, seconds) | record,
     )
-    place = model.folder / "evals" / task.name
     write_items(place / "items.jsonl", samples, responses)
     write_scores(place / "scores.jsonl", scores)
     write_result(place / "result.json", result)

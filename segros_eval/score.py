@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segros_eval.evaluators import EvalTask, Result, Score, Tools, World
-from segros_eval.evaluators.geneval import GenEval
-from segros_eval.evaluators.geneval_folder import FolderFault, GenEvalFolder, folder_prompts, read_geneval_folder
+from segros_eval.evaluators import EvalTask, Evaluator, Result, Score, Tools, World
 from segros_eval.fingerprint import evaluation_code, plain
+from segros_eval.folders import FolderFault, ImageFolder
 from segros_eval.provenance import software
 from segros_train.errors import PrerequisiteError
 from segros_train.files import content_key, file_sha256
 
-__all__ = ["FolderScore", "score_folder", "summarise", "world_of"]
+__all__ = ["FolderScore", "count_images", "score_folder", "summarise", "world_of"]
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _IMAGES_AT_ONCE = 64
 
 
@@ -70,11 +70,19 @@ def summarise(
         num_unparsed=counts["unparsed"],
         num_unscored=counts["unscored"],
         seeds=tuple(seeds),
-        protocol=task.evaluator.protocol,
+        protocol=_protocol(task.evaluator, world),
         world=world,
         key=key,
         provenance=provenance,
     )
+
+
+def _protocol(evaluator: Evaluator, world: World) -> str:
+    """Return the name of the protocol; in the embedded world its reader judges, whoever does so for photographs."""
+    judged = {"judge", "mplug"} & set(getattr(evaluator, "needs", ()))
+    if world != "shapes" or not judged:
+        return evaluator.protocol
+    return f"{evaluator.protocol.partition(' judged by')[0]} judged by the reader of the embedded world"
 
 
 def world_of(task: EvalTask, folder: Path) -> World:
@@ -87,11 +95,18 @@ def world_of(task: EvalTask, folder: Path) -> World:
     Raises:
         PrerequisiteError: If the layout is not found.
     """
-    found = set(folder_prompts(folder))
+    found = set(_layout(task).folder_prompts(folder))
     if "shapes" not in task.worlds:
         return "photo"
-    own = {sample.prompt for sample in task.evaluator.samples("shapes", None, (0,))}
-    return "shapes" if own & found else "photo"
+    own = list(task.evaluator.samples("shapes", None, (0,)))
+    # A layout names its images by prompt or by item.
+    known = {sample.prompt for sample in own} | {sample.cluster_id for sample in own}
+    return "shapes" if known & found else "photo"
+
+
+def count_images(folder: Path) -> int:
+    """Return how many pictures lie below a folder."""
+    return sum(path.suffix.lower() in PICTURES for path in folder.rglob("*"))
 
 
 def score_folder(
@@ -106,27 +121,23 @@ def score_folder(
     """Score a folder of images in the benchmark's official layout.
 
     Args:
-        task: The evaluation; GenEval is the one whose layout is known.
+        task: The evaluation.
         folder: The images.
-        tools: Detector for the world of the images.
+        tools: What the evaluation needs to score images of this world.
         world: Whose prompts the folder should hold.
         data: Folder of the benchmark's official files, for photographs.
         advance: Told how many images have been scored, as they are.
 
     Raises:
-        PrerequisiteError: If the layout is unknown or not found, or data or detector are missing.
+        PrerequisiteError: If the layout is unknown or not found, or data or a tool are missing.
     """
     evaluator = task.evaluator
-    if not isinstance(evaluator, GenEval):
-        raise PrerequisiteError(f"Folders of {task.title} cannot be scored: only GenEval's layout is known.")
-    if tools.detector is None:
+    if "detector" in getattr(evaluator, "needs", ()) and tools.detector is None:
         raise PrerequisiteError(
-            f"Cannot score {folder}: GenEval needs a detector, and this version has none for photographs. "
-            "Images of the embedded world can be scored (world shapes)."
+            f"Cannot score {folder}: {task.title} needs a detector, and there was none for photographs. "
+            "Open one with segros_eval.toolbox.open_tools."
         )
-    found = read_geneval_folder(
-        folder, prompts=evaluator.prompts(world, data), images_per_prompt=evaluator.images_per_prompt
-    )
+    found: ImageFolder = _layout(task).read_folder(folder, world, data)
     scores = [*_scored(evaluator, found, tools, advance), *found.unscored]
     result = summarise(
         task,
@@ -140,15 +151,26 @@ def score_folder(
             **software(),
             "images": folder.resolve().name,
             "evaluator": plain(evaluator),
-            "detector": type(tools.detector).__name__,
+            **tools.record,
             "faults": [dataclasses.asdict(fault) for fault in found.faults],
         },
     )
     return FolderScore(result, tuple(scores), found.faults)
 
 
+def _layout(task: EvalTask) -> Any:
+    """Return an evaluator that knows folders of images.
+
+    Raises:
+        PrerequisiteError: If it does not.
+    """
+    if not hasattr(task.evaluator, "read_folder"):
+        raise PrerequisiteError(f"Folders of {task.title} cannot be scored: it asks questions, it does not draw.")
+    return task.evaluator
+
+
 def _scored(
-    evaluator: GenEval, found: GenEvalFolder, tools: Tools, advance: Callable[[int], None] | None
+    evaluator: Evaluator, found: ImageFolder, tools: Tools, advance: Callable[[int], None] | None
 ) -> list[Score]:
     scores: list[Score] = []
     for start in range(0, len(found.samples), _IMAGES_AT_ONCE):
@@ -159,14 +181,16 @@ def _scored(
     return scores
 
 
-def _key(evaluator: GenEval, found: GenEvalFolder, tools: Tools, world: World) -> str:
-    images = {sample.item_id: file_sha256(path) for sample, path in zip(found.samples, found.paths, strict=True)}
+def _key(evaluator: Evaluator, found: ImageFolder, tools: Tools, world: World) -> str:
+    # A path may be a part of a picture, which has a path of its own.
+    files = (getattr(path, "path", path) for path in found.paths)
+    images = {sample.item_id: file_sha256(path) for sample, path in zip(found.samples, files, strict=True)}
     missing = sorted(score.item_id for score in found.unscored)
     return content_key(
         {
             "evaluator": plain(evaluator),
             "code": evaluation_code(evaluator),
-            "detector": type(tools.detector).__name__,
+            "tools": tools.record,
             "world": world,
             "images": images,
             "missing": missing,

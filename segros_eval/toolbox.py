@@ -1,31 +1,122 @@
-"""Detectors and judges by world."""
+"""Detectors and judges by world: what an evaluation needs to score, what of it is missing, and opening it.
+
+An evaluator names what it needs in `needs`: `"detector"`, `"judge"` (a vision language model that answers over HTTP)
+or `"mplug"` (DPG-Bench's official answerer). The embedded world answers for all of them by reading its own scenes.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from segros_eval.evaluators import EvalTask, Tools, World
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["missing_tool", "open_tools"]
+__all__ = ["Lack", "missing_tool", "open_tools"]
 
 
-def missing_tool(task: EvalTask, world: World) -> str | None:
+@dataclass(frozen=True)
+class Lack:
+    """A tool that is missing.
+
+    Attributes:
+        what: What was asked and what was found.
+        remedy: What to do.
+    """
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.remedy}"
+
+
+def missing_tool(task: EvalTask, world: World) -> Lack | None:
     """Say which tool an evaluation lacks in a world, None where it has all it needs."""
-    if world == "photo" and task.kind == "image":
-        return f"{task.title} needs a detector for photographs, which this version does not have"
-    return None
+    if world == "shapes":
+        return None
+    lacks = (_LACKS[need](task.evaluator) for need in getattr(task.evaluator, "needs", ()))
+    found = next((lack for lack in lacks if lack is not None), None)
+    return None if found is None else Lack(f"{task.title} {found.what}", found.remedy)
 
 
-def open_tools(task: EvalTask, world: World) -> Tools:
-    """Return what an evaluation needs to score.
+def open_tools(task: EvalTask, world: World, *, log: Path | None = None) -> Tools:
+    """Return what an evaluation needs to score; whoever opens it closes it.
+
+    Args:
+        task: The evaluation.
+        world: World of the images.
+        log: Where a judge server that is started writes its log; None for a place below `$SEGROS_HOME`.
 
     Raises:
-        PrerequisiteError: If a tool is missing.
+        PrerequisiteError: If a tool is missing, or does not pass its own test.
     """
     lacking = missing_tool(task, world)
     if lacking is not None:
-        raise PrerequisiteError(f"{lacking}. Use a backbone of the embedded world, e.g. harmon-tiny.")
-    if world == "photo":
-        return Tools()
-    from segros_eval.scene import SceneReader
+        raise PrerequisiteError(str(lacking))
+    needs = getattr(task.evaluator, "needs", ())
+    if world == "shapes":
+        from segros_eval.scene import SceneReader
+        from segros_eval.scene_judge import SceneJudge
 
-    return Tools(detector=SceneReader())
+        return Tools(detector=SceneReader(), judge=SceneJudge())
+    detector = _open_detector(task.evaluator) if "detector" in needs else None
+    if "judge" in needs:
+        from segros_eval.judge import open_judge
+
+        evaluator: Any = task.evaluator
+        judge = open_judge(evaluator.judge_model, revision=evaluator.judge_revision, log=log)
+        return Tools(detector=detector, judge=judge, close=judge.close)
+    if "mplug" in needs:
+        from segros_eval.mplug import open_mplug
+
+        return Tools(detector=detector, judge=open_mplug())
+    return Tools(detector=detector)
+
+
+def _open_detector(evaluator: Any) -> Any:
+    if evaluator.detector == "mmdet":
+        from segros_eval.detector_mmdet import open_reference_detector
+
+        return open_reference_detector(min_score=evaluator.min_score)
+    from segros_eval.detector import open_detector
+
+    return open_detector(min_score=evaluator.min_score)
+
+
+def _lacks_detector(evaluator: Any) -> Lack | None:
+    from segros_eval.detector_files import detector_files
+    from segros_eval.detector_mmdet import missing_environment
+
+    if evaluator.detector == "mmdet" and (remedy := missing_environment()):
+        return Lack("needs mmdet in an environment of its own, and there is none", remedy)
+    absent = next((path for path in detector_files() if not path.is_file()), None)
+    if absent is None:
+        return None
+    return Lack(
+        f"needs a detector for photographs, and {absent} does not exist", "Get it with `segros data fetch geneval`."
+    )
+
+
+def _lacks_judge(evaluator: Any) -> Lack | None:
+    from segros_eval.judge_server import missing_judge
+
+    remedy = missing_judge(evaluator.judge_model)
+    return Lack(f"needs the judge {evaluator.judge_model}, and there is none", remedy) if remedy else None
+
+
+def _lacks_mplug(_: Any) -> Lack | None:
+    from segros_eval.mplug_files import missing_mplug
+
+    absent = missing_mplug()
+    if absent is None:
+        return None
+    return Lack(
+        f"needs its official answerer mPLUG, and {absent} does not exist",
+        "Get it with `segros data fetch dpgbench`, or let a judge answer, which is not official: "
+        "--set dpgbench.answerer=judge.",
+    )
+
+
+_LACKS = {"detector": _lacks_detector, "judge": _lacks_judge, "mplug": _lacks_mplug}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,16 +38,16 @@ def score(
     from segros_eval.commands.listener import RichListener
     from segros_eval.display import show_result
     from segros_eval.reference import load_reference
-    from segros_eval.score import score_folder
+    from segros_eval.score import count_images, score_folder
     from segros_eval.store import result_to_json
     from segros_eval.toolbox import open_tools
 
     task = _evaluator(load_catalog().evaluators, evaluator)
     shown = _world(task, images, world)
     data = segros_home() / "data" / task.data if task.data and shown == "photo" else None
-    num_images = sum(1 for _ in images.glob("*/samples/*.png"))
-    with RichListener().phase(f"score  {task.name}: {images}", num_images) as tell:
-        scored = score_folder(task, images, tools=open_tools(task, shown), world=shown, data=data, advance=tell)
+    with closing(open_tools(task, shown)) as tools:
+        with RichListener().phase(f"score  {task.name}: {images}", count_images(images)) as tell:
+            scored = score_folder(task, images, tools=tools, world=shown, data=data, advance=tell)
     for fault in scored.faults:
         err().print(f"{fault.kind}  {fault.item}: {fault.detail}", soft_wrap=True, markup=False)
     if as_json:

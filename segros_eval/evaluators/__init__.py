@@ -9,7 +9,7 @@ enters a mean. This module imports no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -17,7 +17,21 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Detection", "Detector", "EvalTask", "Evaluator", "Interval", "Result", "Sample", "Score", "Tools"]
+__all__ = [
+    "Detection",
+    "Detector",
+    "EvalTask",
+    "Evaluator",
+    "GroupedColors",
+    "Interval",
+    "Judge",
+    "JudgeReply",
+    "JudgeRequest",
+    "Result",
+    "Sample",
+    "Score",
+    "Tools",
+]
 
 World = Literal["photo", "shapes"]
 
@@ -156,12 +170,76 @@ class Detector(Protocol):
         ...
 
 
+@runtime_checkable
+class GroupedColors(Protocol):
+    """Name the colours of several images' instances in one go, faster than image by image."""
+
+    def grouped_colors(self, groups: Sequence[tuple[Image, Sequence[Detection]]]) -> list[list[str]]:
+        """Return the colours of each group of instances of one image."""
+        ...
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """A question to a judge about one picture.
+
+    Attributes:
+        image: The picture, or the path of one.
+        turns: What is said to the judge; what it answers to all but the last stands between, in `answers`.
+        template: Name and version of the prompt's template.
+        answers: Earlier answers, one fewer than `turns`.
+        max_tokens: Largest length of the reply.
+        schema: JSON schema that the reply must obey; None for free text.
+        choices: Texts of which the reply must be one; empty for free text.
+    """
+
+    image: Any
+    turns: tuple[str, ...]
+    template: str
+    answers: tuple[str, ...] = ()
+    max_tokens: int = 512
+    schema: str | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JudgeReply:
+    """What a judge answered: a text, or None and why there is none."""
+
+    text: str | None
+    reason: str = ""
+
+
+class Judge(Protocol):
+    """Answer questions about pictures in words."""
+
+    def ask(self, requests: Sequence[JudgeRequest]) -> list[JudgeReply]:
+        """Return a reply per request, in order."""
+        ...
+
+
 @dataclass(frozen=True)
 class Tools:
-    """What an evaluator may use besides the response itself."""
+    """What an evaluator may use besides the response itself.
+
+    Attributes:
+        detector: Finds instances and colours.
+        judge: Answers questions about a picture; for DPG-Bench also the official answerer.
+        close: Ends what was started for the tools; called once when no more is scored.
+    """
 
     detector: Detector | None = None
-    judge: Any = None
+    judge: Judge | None = None
+    close: Callable[[], None] = lambda: None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the tools are, for a result's provenance: models, digests, settings; JSON-ready."""
+        found: dict[str, Any] = {}
+        for name, tool in (("detector", self.detector), ("judge", self.judge)):
+            if tool is not None:
+                found[name] = getattr(tool, "record", type(tool).__name__)
+        return found
 
 
 @runtime_checkable

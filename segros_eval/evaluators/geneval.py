@@ -15,14 +15,17 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from segros_eval.evaluators import Detection, Detector, Interval, Sample, Score, Tools, World
+from segros_eval.evaluators import Detection, Detector, GroupedColors, Interval, Sample, Score, Tools, World
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from segros_eval.evaluators.geneval_rules import Kept
+    from segros_eval.folders import ImageFolder
 
 __all__ = ["METADATA_FILE", "TAGS", "GenEval", "official_summary"]
 
@@ -37,6 +40,7 @@ _RULE_FIELDS = (
     "max_overlap",
     "position_threshold",
     "metadata_sha256",
+    "detector",
 )
 _IMAGES_AT_ONCE = 16
 
@@ -54,6 +58,8 @@ class GenEval:
         images_per_prompt: Draws of each prompt.
         shapes_prompts_per_tag: Most prompts of each tag in the embedded world.
         metadata_sha256: Digest of the prompts' file; another file is another benchmark.
+        detector: What runs the official detector's weights: transformers here, or mmdet 3.x itself in an environment
+            of its own, which pre-processes a little differently.
     """
 
     threshold: float = 0.3
@@ -64,6 +70,14 @@ class GenEval:
     images_per_prompt: int = 4
     shapes_prompts_per_tag: int = 20
     metadata_sha256: str = _OFFICIAL_METADATA
+    detector: Literal["transformers", "mmdet"] = "transformers"
+
+    needs: ClassVar[tuple[str, ...]] = ("detector",)
+
+    @property
+    def min_score(self) -> float:
+        """Score that an instance must exceed to be looked at under any tag."""
+        return min(self.threshold, self.counting_threshold)
 
     def __post_init__(self) -> None:
         for name in ("max_objects", "images_per_prompt", "shapes_prompts_per_tag"):
@@ -130,6 +144,26 @@ class GenEval:
                     item_id = f"{prompt_id}/{draw:05d}"
                     yield Sample(item_id, prompt_id, "image", record["prompt"], seed=draw, metadata=record)
 
+    def folder_prompts(self, root: Path) -> Iterator[str]:
+        """Yield the prompts that a folder in the official layout says it shows.
+
+        Raises:
+            PrerequisiteError: If the layout is not found.
+        """
+        from segros_eval.evaluators.geneval_folder import folder_prompts
+
+        return folder_prompts(root)
+
+    def read_folder(self, root: Path, world: World, data: Path | None) -> ImageFolder:
+        """Read a folder in the official layout against the evaluation set; see `geneval_folder`.
+
+        Raises:
+            PrerequisiteError: If the layout is not found, or the prompts are missing.
+        """
+        from segros_eval.evaluators.geneval_folder import read_geneval_folder
+
+        return read_geneval_folder(root, prompts=self.prompts(world, data), images_per_prompt=self.images_per_prompt)
+
     def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
         """Judge images, a few at a time.
 
@@ -143,8 +177,8 @@ class GenEval:
         """
         if tools.detector is None:
             raise PrerequisiteError(
-                "GenEval finds objects with a detector, and there is none for these images. The embedded world "
-                "(world shapes) has its own; a detector for photographs is not part of this version."
+                "GenEval finds objects with a detector, and none was opened. Open one with "
+                "segros_eval.toolbox.open_tools."
             )
         scores: list[Score] = []
         for start in range(0, len(samples), _IMAGES_AT_ONCE):
@@ -183,29 +217,36 @@ class GenEval:
         return {name: found[name] for name in metrics if name in found and metrics[name] is not None}
 
     def _score_window(self, samples: Sequence[Sample], responses: Sequence[Any], detector: Detector) -> list[Score]:
+        from segros_eval.evaluators.geneval_rules import color_questions
+
         read = [_read(response) for response in responses]
-        images = [image for image in read if not isinstance(image, str)]
-        found = iter(detector.detect(images))
-        scores = []
-        for sample, image in zip(samples, read, strict=True):
-            if isinstance(image, str):
-                scores.append(_unscored(sample, image))
-            else:
-                scores.append(self._judge(sample, image, next(found), detector))
-        return scores
+        good = [(sample, image) for sample, image in zip(samples, read, strict=True) if not isinstance(image, str)]
+        detections = detector.detect([image for _, image in good])
+        kept = [self._keep(sample, found) for (sample, _), found in zip(good, detections, strict=True)]
+        asked = [color_questions(sample.metadata, found) for (sample, _), found in zip(good, kept, strict=True)]
+        groups = [(image, found) for (_, image), of_image in zip(good, asked, strict=True) for found in of_image]
+        named = iter(_colors(detector, groups))
+        judged = {
+            sample.item_id: self._judge(sample, found, [next(named) for _ in of_image])
+            for (sample, _), found, of_image in zip(good, kept, asked, strict=True)
+        }
+        return [
+            _unscored(sample, image) if isinstance(image, str) else judged[sample.item_id]
+            for sample, image in zip(samples, read, strict=True)
+        ]
 
-    def _judge(self, sample: Sample, image: Image, detections: Sequence[Detection], detector: Detector) -> Score:
-        from segros_eval.evaluators.geneval_rules import evaluate, keep
+    def _keep(self, sample: Sample, detections: Sequence[Detection]) -> Kept:
+        from segros_eval.evaluators.geneval_rules import keep
 
-        tag = sample.metadata["tag"]
-        threshold = self.counting_threshold if tag == "counting" else self.threshold
-        kept = keep(detections, threshold=threshold, max_objects=self.max_objects, max_overlap=self.max_overlap)
-        verdict = evaluate(
-            sample.metadata,
-            kept,
-            lambda found: detector.colors(image, found),
-            position_threshold=self.position_threshold,
-        )
+        threshold = self.counting_threshold if sample.metadata["tag"] == "counting" else self.threshold
+        return keep(detections, threshold=threshold, max_objects=self.max_objects, max_overlap=self.max_overlap)
+
+    def _judge(self, sample: Sample, kept: Kept, colors: Sequence[Sequence[str]]) -> Score:
+        """Judge an image by its kept instances and the colours of those that are asked for, clause by clause."""
+        from segros_eval.evaluators.geneval_rules import evaluate
+
+        answers = iter(colors)
+        verdict = evaluate(sample.metadata, kept, lambda _: next(answers), position_threshold=self.position_threshold)
         boxes = {label: [[*found.box, found.score] for found in instances] for label, instances in kept.items()}
         return Score(
             item_id=sample.item_id,
@@ -215,7 +256,7 @@ class GenEval:
             status="scored",
             value=float(verdict.correct),
             reason=verdict.reason,
-            group=tag,
+            group=sample.metadata["tag"],
         )
 
 
@@ -250,6 +291,13 @@ def official_summary(scores: Sequence[Score]) -> str:
         f"Overall score (avg. over tasks): {sum(shares.values()) / len(shares):.5f}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _colors(detector: Detector, groups: Sequence[tuple[Image, Sequence[Detection]]]) -> list[list[str]]:
+    """Return the colours of each group of instances, all groups at once where the detector can."""
+    if isinstance(detector, GroupedColors):
+        return detector.grouped_colors(groups)
+    return [detector.colors(image, found) for image, found in groups]
 
 
 def _read(response: Any) -> Image | str:

@@ -16,20 +16,17 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from segros_eval.evaluators import Sample, Score
-from segros_eval.store import UnreadableImageError, read_image
+from segros_eval.folders import FolderFault, ImageFolder, image_fault
 from segros_train.errors import PrerequisiteError
-from segros_train.files import content_key, file_sha256, replace_file, write_text
+from segros_train.files import content_key, replace_file, write_text
 
 __all__ = [
-    "FolderFault",
-    "GenEvalFolder",
     "folder_prompts",
     "official_row",
     "read_geneval_folder",
@@ -40,43 +37,7 @@ _IMAGE_NAME = re.compile(r"^\d+\.png$")
 _RECORD_FILE = "metadata.jsonl"
 
 
-@dataclass(frozen=True)
-class FolderFault:
-    """Something wrong with a folder of images.
-
-    Attributes:
-        kind: `"missing prompt"`, `"too few images"`, `"unreadable image"`, `"duplicate image"` (the bytes of another
-            image of the prompt), `"foreign prompt"` (not in the evaluation set, or there twice) or `"no record"`.
-        item: What is concerned: an image as `"00012/samples/00003.png"`, a folder as `"00012"`, or the text of a
-            missing prompt.
-        detail: What was found.
-    """
-
-    kind: Literal[
-        "missing prompt", "too few images", "unreadable image", "duplicate image", "foreign prompt", "no record"
-    ]
-    item: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class GenEvalFolder:
-    """A folder of images, read against an evaluation set.
-
-    Attributes:
-        samples: What can be scored.
-        paths: The image of each sample.
-        unscored: A score without a value for everything that should be there and cannot be scored.
-        faults: What is wrong, in the order it was found.
-    """
-
-    samples: tuple[Sample, ...] = ()
-    paths: tuple[Path, ...] = ()
-    unscored: tuple[Score, ...] = ()
-    faults: tuple[FolderFault, ...] = ()
-
-
-def read_geneval_folder(root: Path, *, prompts: Sequence[Mapping[str, Any]], images_per_prompt: int) -> GenEvalFolder:
+def read_geneval_folder(root: Path, *, prompts: Sequence[Mapping[str, Any]], images_per_prompt: int) -> ImageFolder:
     """Read a folder in the official layout and name everything that is wrong with it.
 
     Prompts are known by their records: items are numbered as in the evaluation set, whatever a folder is called.
@@ -96,7 +57,7 @@ def read_geneval_folder(root: Path, *, prompts: Sequence[Mapping[str, Any]], ima
         record = _record(directory)
         if record is None:
             fault = FolderFault("no record", directory.name, f"its {_RECORD_FILE} is missing or holds no prompt")
-            parts.append(GenEvalFolder(faults=(fault,)))
+            parts.append(ImageFolder(faults=(fault,)))
         elif (prompt_id := awaited.pop(content_key(record), None)) is None:
             parts.append(_foreign(directory, record))
         else:
@@ -107,7 +68,7 @@ def read_geneval_folder(root: Path, *, prompts: Sequence[Mapping[str, Any]], ima
         for index, record in enumerate(prompts)
         if f"{index:05d}" in missing
     ]
-    return GenEvalFolder(
+    return ImageFolder(
         samples=tuple(chain.from_iterable(part.samples for part in parts)),
         paths=tuple(chain.from_iterable(part.paths for part in parts)),
         unscored=tuple(chain.from_iterable(part.unscored for part in parts)),
@@ -196,7 +157,7 @@ def _images(directory: Path) -> list[Path]:
     return sorted(path for path in samples.iterdir() if _IMAGE_NAME.match(path.name)) if samples.is_dir() else []
 
 
-def _prompt(directory: Path, record: Mapping[str, Any], *, prompt_id: str, images_per_prompt: int) -> GenEvalFolder:
+def _prompt(directory: Path, record: Mapping[str, Any], *, prompt_id: str, images_per_prompt: int) -> ImageFolder:
     """Read the images of one prompt of the evaluation set."""
     good: dict[Path, Sample] = {}
     unscored, faults = [], []
@@ -204,7 +165,7 @@ def _prompt(directory: Path, record: Mapping[str, Any], *, prompt_id: str, image
     images = _images(directory)
     for path in images:
         item_id = f"{prompt_id}/{path.stem}"
-        fault = _image_fault(path, first)
+        fault = image_fault(path, f"{path.parent.parent.name}/samples/{path.name}", seen=first)
         if fault is None:
             good[path] = Sample(item_id, prompt_id, "image", record["prompt"], metadata=record)
         else:
@@ -215,33 +176,20 @@ def _prompt(directory: Path, record: Mapping[str, Any], *, prompt_id: str, image
         detail = f"{len(images)} of {images_per_prompt} images"
         faults.append(FolderFault("too few images", directory.name, detail))
         unscored += _absent(prompt_id, record["tag"], num_absent, f"too few images: {detail}")
-    return GenEvalFolder(tuple(good.values()), tuple(good), tuple(unscored), tuple(faults))
+    return ImageFolder(tuple(good.values()), tuple(good), tuple(unscored), tuple(faults))
 
 
-def _image_fault(path: Path, first: dict[str, str]) -> FolderFault | None:
-    """Say what is wrong with an image; `first` keeps the first file of each content."""
-    name = f"{path.parent.parent.name}/samples/{path.name}"
-    try:
-        read_image(path)
-    except UnreadableImageError as error:
-        return FolderFault("unreadable image", name, str(error))
-    original = first.setdefault(file_sha256(path), path.name)
-    if original != path.name:
-        return FolderFault("duplicate image", name, f"byte for byte {original}")
-    return None
-
-
-def _foreign(directory: Path, record: Mapping[str, Any]) -> GenEvalFolder:
+def _foreign(directory: Path, record: Mapping[str, Any]) -> ImageFolder:
     detail = f"{record['prompt']!r} is not in the evaluation set, or another folder has it"
     items = [f"folder-{directory.name}/{path.stem}" for path in _images(directory)]
     unscored = tuple(_unscored(item, str(record["tag"]), f"foreign prompt: {detail}") for item in items)
-    return GenEvalFolder(unscored=unscored, faults=(FolderFault("foreign prompt", directory.name, detail),))
+    return ImageFolder(unscored=unscored, faults=(FolderFault("foreign prompt", directory.name, detail),))
 
 
-def _missing_prompt(record: Mapping[str, Any], prompt_id: str, images_per_prompt: int) -> GenEvalFolder:
+def _missing_prompt(record: Mapping[str, Any], prompt_id: str, images_per_prompt: int) -> ImageFolder:
     fault = FolderFault("missing prompt", record["prompt"], f"tag {record['tag']}, number {prompt_id}")
     unscored = _absent(prompt_id, record["tag"], images_per_prompt, "missing prompt: no folder has it")
-    return GenEvalFolder(unscored=tuple(unscored), faults=(fault,))
+    return ImageFolder(unscored=tuple(unscored), faults=(fault,))
 
 
 def _absent(prompt_id: str, tag: str, number: int, reason: str) -> list[Score]:

@@ -26,6 +26,7 @@ __all__ = [
     "Kept",
     "Verdict",
     "box_iou",
+    "color_questions",
     "evaluate",
     "keep",
     "relative_position",
@@ -156,6 +157,17 @@ def evaluate(metadata: Mapping[str, Any], kept: Kept, name_colors: ColorNamer, *
         if num_kept >= clause["count"]:
             failures.append(f"expected {clause['class']}<{clause['count']}, found {num_kept}")
     return Verdict(correct=not failures, reason="\n".join(failures), colors=tuple(asked))
+
+
+def color_questions(metadata: Mapping[str, Any], kept: Kept) -> list[Sequence[Detection]]:
+    """Return the instances whose colours `evaluate` will ask for, clause by clause; no colour decides what is asked.
+
+    Args:
+        metadata: The prompt's record in the official schema.
+        kept: Result of `keep`.
+    """
+    clauses = [(clause, kept.get(clause["class"], ())[: clause["count"]]) for clause in metadata.get("include", ())]
+    return [found for clause, found in clauses if "color" in clause and not _count_failure(clause, found)]
 
 
 def _count_failure(clause: Mapping[str, Any], found: Sequence[Detection]) -> str:

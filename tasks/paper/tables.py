@@ -12,14 +12,14 @@ MIDJOURNEY = {
 DATA = {**MIDJOURNEY, "harmon-1.5b": "blip3o-60k"}
 ABLATED = ("harmon-0.5b",)
 ON_ABLATED = {"harmon-0.5b": "midjourney-v6"}
-COMPOSITION = ("geneval", "dpg-bench")
+COMPOSITION = ("geneval", "dpgbench")
 
 generation = PaperTable(
     name="table-1",
     table="generation",
     backbones=("show-o-256", "show-o-512", "openuni-1.6b", "openuni-3.6b", "harmon-0.5b", "harmon-1.5b"),
     train=("none", "sft", "reca", "segros"),
-    evals=("geneval", "dpg-bench", "compbench"),
+    evals=("geneval", "dpgbench", "compbench"),
     data=DATA,
     note="GenEval and DPG over 4 seeds, CompBench over one (paper section 8.3).",
 )

@@ -112,3 +112,22 @@ def test_checking_tells_missing_files_and_ends_with_one(tmp_path: Path, monkeypa
     monkeypatch.setenv("SEGROS_HOME", str(tmp_path))
     done = CliRunner().invoke(app, ["data", "check", "geneval"])
     assert done.exit_code == 1 and "missing" in done.stdout and "evaluation_metadata.jsonl" in done.stdout
+
+
+def test_a_file_is_held_to_the_strongest_digest_that_is_known(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"hello\n")
+    blob = "ce013625030ba8dba906f756967f9e9ca394464a"
+    sha256 = hashlib.sha256(b"hello\n").hexdigest()
+    assert file_fault(PinnedFile("file", "", git_blob=blob), tmp_path) is None
+    assert file_fault(PinnedFile("file", "", sha256=sha256[:8]), tmp_path) is None
+    assert "git's name" in str(file_fault(PinnedFile("file", "", git_blob=blob[::-1]), tmp_path))
+    assert "expected 00000000" in str(file_fault(PinnedFile("file", "", sha256="00000000"), tmp_path))
+
+
+def test_a_file_without_a_known_digest_is_recorded_at_first_use_and_checked_ever_after(tmp_path: Path) -> None:
+    with Server() as server:
+        assert fetch(server, tmp_path, sha256="") == len(CONTENT)
+    file = PinnedFile("file", "")
+    assert file_fault(file, tmp_path) is None
+    (tmp_path / "file").write_bytes(b"another version")
+    assert "the first copy's was" in str(file_fault(file, tmp_path))

@@ -103,7 +103,7 @@ def test_worlds_never_share_a_table(reference):
 
 def test_an_unscored_metric_shows_as_unscored_and_a_missing_one_as_a_dash(reference):
     unscored = geneval(
-        evaluator="dpg-bench", metrics={"overall": None}, intervals={}, num_samples=0, num_unscored=9, key="dpg"
+        evaluator="dpgbench", metrics={"overall": None}, intervals={}, num_samples=0, num_unscored=9, key="dpg"
     )
     unscored = replace(unscored, provenance={**unscored.provenance})
     rows = table_of(render([geneval(), unscored], reference, fmt="md"), "Text-to-image generation, photographs")
@@ -112,7 +112,7 @@ def test_an_unscored_metric_shows_as_unscored_and_a_missing_one_as_a_dash(refere
 
 
 def test_evaluations_of_one_run_share_a_row_and_those_of_two_runs_do_not(reference):
-    dpg = geneval(evaluator="dpg-bench", key="dpg")
+    dpg = geneval(evaluator="dpgbench", key="dpg")
     assert _measured_rows([geneval(), dpg], reference) == 1
     other = replace(dpg, provenance={**dpg.provenance, "run": "another"})
     assert _measured_rows([geneval(), other], reference) == 2

@@ -125,7 +125,7 @@ def test_the_gains_the_text_claims_are_those_of_the_table(reference):
 def test_only_training_on_leaked_data_is_flagged(reference):
     assert reference.leaks("blip3o-60k", "segros", "geneval")
     assert not reference.leaks("blip3o-60k", "none", "geneval")
-    assert not reference.leaks("blip3o-60k", "segros", "dpg-bench")
+    assert not reference.leaks("blip3o-60k", "segros", "dpgbench")
     assert not reference.leaks("midjourney-v6", "segros", "geneval")
     assert not reference.leaks(None, "segros", "geneval")
 

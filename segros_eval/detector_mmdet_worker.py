@@ -1,0 +1,60 @@
+"""What runs inside mmdet's environment: reads a line of JSON for each picture, writes its instances, answers a line.
+
+It imports nothing of segros, which is not installed there. Started as `python detector_mmdet_worker.py CONFIG
+CHECKPOINT`; an empty message asks for the versions.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+__all__ = ["main"]
+
+
+def main(config: str, checkpoint: str) -> None:
+    """Answer until standard input ends."""
+    # Whatever a library prints goes to standard error; answers alone go to standard output.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    _allow_missing_operations()
+    import mmcv
+    import mmdet
+    import torch
+    from mmdet.apis import DetInferencer
+
+    inferencer: Any = DetInferencer(model=config, weights=checkpoint, device="cpu", show_progress=False)
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message:
+            _detect(inferencer, message)
+        versions = {"mmdet": mmdet.__version__, "mmcv": mmcv.__version__, "torch": torch.__version__}
+        answers.write(json.dumps(versions) + "\n")
+        answers.flush()
+
+
+def _allow_missing_operations() -> None:
+    """Let mmcv be imported without its compiled operations, which Mask2Former does not call on a CPU."""
+    from types import SimpleNamespace
+
+    from mmcv.utils import ext_loader
+
+    ext_loader.load_ext = lambda name, functions: SimpleNamespace(**dict.fromkeys(functions))
+
+
+def _detect(inferencer: Any, message: dict[str, str]) -> None:
+    import numpy as np
+
+    (sample,) = inferencer([message["image"]], return_datasamples=True)["predictions"]
+    found = sample.pred_instances.cpu()
+    np.savez(
+        message["result"],
+        labels=found.labels.numpy(),
+        scores=found.scores.numpy(),
+        boxes=found.bboxes.numpy(),
+        masks=found.masks.numpy(),
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,14 @@
+"""T2I-CompBench: attributes, relations and numbers with the right objects, scored by a judge."""
+
+from segros_eval.evaluators import EvalTask
+from segros_eval.evaluators.compbench import CompBench
+
+COMP_BENCH = EvalTask(
+    name="compbench",
+    title="CompBench",
+    evaluator=CompBench(),
+    kind="image",
+    worlds=("photo", "shapes"),
+    data="compbench",
+    paper="Tables 1 and 10",
+)

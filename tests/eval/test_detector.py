@@ -1,0 +1,181 @@
+"""The detector of photographs on odd images, its weights' files, and what is said where they are missing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from segros_eval import detector_colors
+from segros_eval.catalog import load_catalog
+from segros_eval.detector import PhotoDetector
+from segros_eval.detector_colors import load_clip
+from segros_eval.detector_files import checked_checkpoint, detector_files
+from segros_eval.detector_masks import prepare, select_instances
+from segros_eval.detector_weights import DetectorConfig, DetectorNetwork
+from segros_eval.evaluators.geneval import GenEval
+from segros_eval.store import read_image
+from segros_eval.toolbox import missing_tool, open_tools
+from segros_train.errors import PrerequisiteError
+
+SMALL = DetectorConfig(
+    embed_dim=24,
+    depths=(1, 1, 1, 1),
+    num_heads=(1, 2, 4, 8),
+    feature_dim=48,
+    mask_dim=48,
+    num_groups=16,
+    encoder_layers=1,
+    encoder_ffn_dim=32,
+    decoder_layers=2,
+    decoder_ffn_dim=32,
+    num_queries=5,
+    image_scale_px=(160, 96),
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> DetectorNetwork:
+    torch.manual_seed(0)
+    return DetectorNetwork(SMALL).eval().requires_grad_(False)
+
+
+def test_groups_of_the_norms_are_as_configured_and_torch_is_left_as_it_was(network: DetectorNetwork) -> None:
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    assert norms and {norm.num_groups for norm in norms} == {16}
+    assert nn.GroupNorm(2, 4).num_groups == 2
+    with pytest.raises(ValueError, match="multiple of num_groups"):
+        DetectorConfig(feature_dim=50, num_groups=16)
+
+
+@pytest.mark.parametrize(("size", "resized"), [((96, 96), (96, 96)), ((640, 64), (16, 160)), ((30, 20), (96, 144))])
+def test_sides_follow_mmdets_rule_and_padding_is_grey(size: tuple[int, int], resized: tuple[int, int]) -> None:
+    prepared = prepare(Image.new("RGB", size, (1, 2, 3)), SMALL)
+    assert prepared.resized == resized
+    assert all(side % 32 == 0 for side in prepared.pixels.shape[:2])
+    assert (prepared.pixels[resized[0] :] == 128).all() and (prepared.pixels[:, resized[1] :] == 128).all()
+
+
+def test_instances_lie_within_images_of_any_shape_and_mode(network: DetectorNetwork, tmp_path: Path) -> None:
+    turned = Image.new("RGB", (40, 20), (9, 99, 200))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    modes = [Image.new(mode, (50, 30), 77) for mode in ("L", "RGBA", "P")]
+    images = [read_image(one) for one in (*modes, tmp_path / "turned.jpg", Image.new("RGB", (300, 20)))]
+    assert images[3].size == (20, 40)
+    for image, found in zip(images, PhotoDetector(network).detect(images), strict=True):
+        assert len(found) == 100
+        for one in found:
+            x0, y0, x1, y1 = one.box
+            assert one.mask.shape == image.size[::-1]
+            assert 0 <= x0 <= x1 <= image.width and 0 <= y0 <= y1 <= image.height
+            if one.mask.any():
+                rows, columns = np.nonzero(one.mask)
+                assert one.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+
+
+def test_an_empty_mask_has_no_box_and_no_score() -> None:
+    image = prepare(Image.new("RGB", (96, 96)), SMALL)
+    found = select_instances(torch.randn(2, 81), torch.full((2, 24, 24), -3.0), image, max_per_image=4, min_score=0)
+    assert found.boxes.eq(0).all() and found.scores.eq(0).all() and not found.masks.any()
+
+
+def test_where_no_candidate_can_pass_there_is_no_instance() -> None:
+    image = prepare(Image.new("RGB", (96, 96)), SMALL)
+    found = select_instances(torch.zeros(2, 81), torch.ones(2, 24, 24), image, max_per_image=4, min_score=0.3)
+    assert len(found.scores) == 0 and found.masks.shape == (0, 96, 96)
+
+
+def test_images_of_several_sizes_come_back_in_order(network: DetectorNetwork) -> None:
+    images = [Image.new("RGB", size, (50, 60, 70)) for size in ((96, 96), (96, 48), (96, 96))]
+    found = PhotoDetector(network, batch_size=2).detect(images)
+    assert [instances[0].mask.shape for instances in found] == [(96, 96), (48, 96), (96, 96)]
+
+
+def test_openais_archive_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {
+        "embed_dim": 8,
+        "vision_cfg": open_clip.CLIPVisionCfg(layers=1, width=64, patch_size=32, image_size=64),
+        "text_cfg": open_clip.CLIPTextCfg(width=64, heads=1, layers=1, vocab_size=60, context_length=8),
+    }
+    clip = open_clip.CLIP(**sizes, quick_gelu=True)
+    names = {**clip.state_dict(), "input_resolution": torch.tensor(64), "context_length": torch.tensor(8)}
+    torch.jit.save(torch.jit.script(_Archive(names)), tmp_path / "clip.pt")
+    monkeypatch.setattr(
+        detector_colors.open_clip, "create_model", lambda name: open_clip.CLIP(**sizes, quick_gelu=True)
+    )
+    loaded = load_clip(tmp_path / "clip.pt").state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in clip.state_dict().items())
+    (tmp_path / "clip.pt").write_bytes(b"no archive")
+    with pytest.raises(PrerequisiteError, match="cannot be read"):
+        load_clip(tmp_path / "clip.pt")
+
+
+class _Archive(nn.Module):
+    """Tensors under dotted names, as a tree of modules without code."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        below: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            head, _, rest = name.partition(".")
+            if rest:
+                below.setdefault(head, {})[rest] = tensor
+            else:
+                self.register_buffer(head, tensor)
+        for head, parts in below.items():
+            self.add_module(head, _Archive(parts))
+
+    def forward(self) -> int:
+        return 0
+
+
+def test_a_checkpoint_whose_content_is_not_what_its_name_says_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGROS_HOME", str(tmp_path))
+    checkpoint, _ = detector_files()
+    with pytest.raises(PrerequisiteError, match="does not exist"):
+        checked_checkpoint(checkpoint)
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"truncated")
+    with pytest.raises(PrerequisiteError, match="its name says 743b7d99"):
+        checked_checkpoint(checkpoint)
+    digest = hashlib.sha256(b"whole").hexdigest()
+    good = tmp_path / f"weights-{digest[:8]}.pth"
+    good.write_bytes(b"whole")
+    assert checked_checkpoint(good) == digest
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "remedy"),
+    [
+        ("geneval", "743b7d99.pth does not exist", "segros data fetch geneval"),
+        ("dpgbench", "pytorch_model.bin does not exist", "segros data fetch dpgbench"),
+        ("compbench", "the judge Qwen/Qwen2.5-VL-32B-Instruct, and there is none", "segros judge install"),
+    ],
+)
+def test_what_photographs_lack_is_named_with_its_remedy(
+    name: str, what: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGROS_HOME", str(tmp_path))
+    monkeypatch.delenv("SEGROS_JUDGE", raising=False)
+    task: Any = load_catalog(Path(__file__).parents[2] / "tasks").evaluators[name]
+    lack = missing_tool(task, "photo")
+    assert lack is not None and what in lack.what and remedy in lack.remedy
+    assert missing_tool(task, "shapes") is None
+    with pytest.raises(PrerequisiteError, match="there is none|does not exist"):
+        open_tools(task, "photo")
+
+
+def test_the_detector_is_told_the_smaller_threshold() -> None:
+    assert GenEval().min_score == 0.3
+    assert GenEval(threshold=0.95).min_score == 0.9
