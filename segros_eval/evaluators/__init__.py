@@ -17,9 +17,40 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Detection", "Detector", "EvalTask", "Evaluator", "Interval", "Result", "Sample", "Score", "Tools"]
+__all__ = [
+    "Detection",
+    "Detector",
+    "EvalTask",
+    "Evaluator",
+    "Interval",
+    "Picture",
+    "Result",
+    "Sample",
+    "Score",
+    "Tools",
+]
 
 World = Literal["photo", "shapes"]
+
+
+class Picture(Protocol):
+    """A picture that is read when it is looked at: a row of a table, a member of an archive, a drawn scene.
+
+    Pictures are values: equal ones show the same.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in its data set, the same wherever the data set lies."""
+        ...
+
+    def open(self) -> Image:
+        """Read it.
+
+        Raises:
+            UnreadableImageError: If it is missing or damaged.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +63,8 @@ class Sample:
         kind: `"image"` asks for a picture of `prompt`, `"answer"` for a text about `images`.
         prompt: Text as the benchmark writes it.
         seed: Seed of the draw; equal (prompt, seed, settings) share one image between evaluators.
-        images: Paths of the pictures a question is about.
+        images: The pictures a question is about: paths, or what opens as a picture.
+        choices: Possible answers whose log-probabilities are asked for; none asks for a text.
         metadata: The benchmark's own record of the item.
     """
 
@@ -41,7 +73,8 @@ class Sample:
     kind: Literal["image", "answer"]
     prompt: str
     seed: int = 0
-    images: tuple[Path, ...] = ()
+    images: tuple[Path | Picture, ...] = ()
+    choices: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
