@@ -103,9 +103,10 @@ def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
 def estimate(stage: Stage) -> Cost:
     """Return what a stage takes."""
     counts = tuple(_num_responses(stage, cell) for cell in stage.cells)
-    known = [count for count in counts if count is not None]
+    drawn = [count for cell, count in zip(stage.cells, counts, strict=True) if cell.task.kind == "image"]
+    known = [count for count in drawn if count is not None]
     disk: int | None = None
-    if len(known) == len(counts):
+    if len(known) == len(drawn):
         disk = int(sum(known) * stage.card.image_size_px**2 * BYTES_PER_PIXEL)
     recipe = stage.recipe
     if recipe is None:

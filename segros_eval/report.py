@@ -50,7 +50,8 @@ def write_items(path: Path, samples: Iterable[Sample], responses: Iterable[Any])
     """
     lines = []
     for sample, response in zip(samples, responses, strict=True):
-        image = response if isinstance(response, Path) else next(iter(sample.images), None)
+        shown = (response, *sample.images)
+        image = next((picture for picture in shown if isinstance(picture, Path)), None)
         place = None if image is None else os.path.relpath(image, path.parent)
         lines.append(json.dumps({"item_id": sample.item_id, "prompt": sample.prompt, "image": place}) + "\n")
     write_text(path, "".join(lines))

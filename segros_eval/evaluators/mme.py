@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segros_eval.evaluators import Interval, Sample, Score, Tools, World
+from segros_eval.evaluators.categories import COGNITION, PERCEPTION
 from segros_eval.evaluators.questions import (
     WORD,
     Decoding,
@@ -29,21 +30,8 @@ from segros_eval.evaluators.questions import (
 )
 from segros_eval.evaluators.yes_no import first_letters, whole_word
 
-__all__ = ["COGNITION", "PERCEPTION", "MME"]
+__all__ = ["MME"]
 
-PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
-COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 SUFFIX = " Please answer yes or no."
 
 _QUESTIONS_PER_PICTURE = 2

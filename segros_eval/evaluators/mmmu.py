@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segros_eval.evaluators import Interval, Picture, Sample, Score, Tools, World
+from segros_eval.evaluators.categories import DOMAINS, options_of, subject_of
 from segros_eval.evaluators.choices import (
     guess,
     infer_choice,
@@ -28,7 +29,6 @@ from segros_eval.evaluators.choices import (
 )
 from segros_eval.evaluators.questions import (
     LETTER,
-    LETTERS,
     WORD,
     Decoding,
     Rules,
@@ -42,47 +42,13 @@ from segros_eval.evaluators.questions import (
     vlmevalkit_choice_prompt,
 )
 
-__all__ = ["DOMAINS", "MMMU", "MultiImage", "gold_answers", "options_of", "subject_of"]
+__all__ = ["MMMU", "MultiImage", "gold_answers"]
 
-DOMAINS: Mapping[str, tuple[str, ...]] = {
-    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
-    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
-    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
-    "Health and Medicine": (
-        "Basic_Medical_Science",
-        "Clinical_Medicine",
-        "Diagnostics_and_Laboratory_Medicine",
-        "Pharmacy",
-        "Public_Health",
-    ),
-    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
-    "Tech and Engineering": (
-        "Agriculture",
-        "Architecture_and_Engineering",
-        "Computer_Science",
-        "Electronics",
-        "Energy_and_Power",
-        "Materials",
-        "Mechanical_Engineering",
-    ),
-}
 MultiImage = Literal["joined", "first", "all"]
 """Several pictures of a question: side by side in one, the first alone, or as they are."""
 
 _DOMAIN_OF = {subject: domain for domain, subjects in DOMAINS.items() for subject in subjects}
 _OTHER = "Other Answers"
-
-
-def subject_of(item_id: str) -> str:
-    """Return the subject in an id, e.g. `Art_Theory` of `validation_Art_Theory_3`."""
-    return item_id[item_id.index("_") + 1 : item_id.rindex("_")]
-
-
-def options_of(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options of a record by letter; none of an open question."""
-    options = record["options"]
-    texts = ast.literal_eval(options) if isinstance(options, str) else options
-    return dict(zip(LETTERS, map(str, texts), strict=False))
 
 
 def gold_answers(answer: Any) -> list[str]:

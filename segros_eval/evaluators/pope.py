@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from segros_eval.evaluators import Interval, Sample, Score, Tools, World
+from segros_eval.evaluators.categories import SPLITS
 from segros_eval.evaluators.questions import (
     WORD,
     Decoding,
@@ -37,9 +38,7 @@ from segros_eval.evaluators.yes_no import exact, first_sentence, whole_word
 if TYPE_CHECKING:
     from segros_eval.statistics import Floats
 
-__all__ = ["POPE", "SPLITS"]
-
-SPLITS = ("adversarial", "popular", "random")
+__all__ = ["POPE"]
 
 _READINGS: Mapping[str, Callable[[str], str | None]] = {
     "strict": exact,

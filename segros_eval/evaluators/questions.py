@@ -20,7 +20,6 @@ from segros_eval.evaluators import Interval, Sample, Score
 
 __all__ = [
     "LETTER",
-    "LETTERS",
     "WORD",
     "Decoding",
     "Rules",
@@ -41,7 +40,6 @@ Decoding = Literal["greedy", "logprobs"]
 
 WORD = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _VERSIONS: Mapping[str, str] = {"standard": "1", "lmms-eval": "75571cf", "vlmevalkit": "e8e78f0"}
 _NO_PART_OF_THE_PROTOCOL = ("rules", "num_rows", "shapes_")

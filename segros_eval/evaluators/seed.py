@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segros_eval.evaluators import Interval, Sample, Score, Tools, World
+from segros_eval.evaluators.categories import DIMENSIONS
 from segros_eval.evaluators.choices import first_character, infer_choice
 from segros_eval.evaluators.questions import (
     LETTER,
@@ -30,25 +31,12 @@ from segros_eval.evaluators.questions import (
     vlmevalkit_choice_prompt,
 )
 
-__all__ = ["DIMENSIONS", "SEED", "options_of"]
-
-DIMENSIONS: Mapping[int, str] = {
-    1: "scene_understanding",
-    2: "instance_identity",
-    3: "instance_attributes",
-    4: "instance_location",
-    5: "instances_counting",
-    6: "spatial_relation",
-    7: "instance_interaction",
-    8: "visual_reasoning",
-    9: "text_understanding",
-}
-"""The dimensions about pictures, by `question_type_id`; 10 to 12 are about videos and are not asked."""
+__all__ = ["SEED"]
 
 _LETTERS = ("A", "B", "C", "D")
 
 
-def options_of(record: Mapping[str, Any]) -> dict[str, str]:
+def four_options(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the four options of a record by letter."""
     return {letter: str(record[f"choice_{letter.lower()}"]) for letter in _LETTERS}
 
@@ -81,7 +69,7 @@ class SEED:
 
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Return what is asked about a record."""
-        options = options_of(record)
+        options = four_options(record)
         if self.rules == "vlmevalkit":
             return vlmevalkit_choice_prompt(record["question"], options)
         listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
@@ -113,7 +101,7 @@ class SEED:
 
     def _read(self, sample: Sample, answer: str) -> Verdict:
         gold = sample.metadata["answer"]
-        inferred = infer_choice(answer, options_of(sample.metadata))
+        inferred = infer_choice(answer, four_options(sample.metadata))
         letter = inferred if self.rules == "vlmevalkit" else first_character(answer).upper()
         found = letter if letter in _LETTERS else None
         return Verdict(found, float(found == gold), {"robust": inferred})

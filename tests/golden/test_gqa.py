@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from questions_golden import Case, asked, differing, judged, load
 
 from segros_eval.clusters import mean_stderr
 from segros_eval.evaluators.gqa import GQA
-from tests.golden.questions_golden import Case, asked, differing, judged, load
 
 
 @pytest.fixture(scope="module")

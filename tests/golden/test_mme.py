@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from questions_golden import Case, asked, differing, judged, load
 
-from segros_eval.evaluators.mme import COGNITION, MME, PERCEPTION
+from segros_eval.evaluators.categories import COGNITION, PERCEPTION
+from segros_eval.evaluators.mme import MME
 from segros_eval.evaluators.questions import Rules
-from tests.golden.questions_golden import Case, asked, differing, judged, load
 
 
 @pytest.fixture(scope="module")

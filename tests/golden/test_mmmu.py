@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from questions_golden import Case, asked, differing, judged, load
 
+from segros_eval.evaluators.categories import DOMAINS, options_of, subject_of
 from segros_eval.evaluators.choices import infer_choice, lmms_letter, official_letter, open_readings
-from segros_eval.evaluators.mmmu import DOMAINS, MMMU, gold_answers, options_of, subject_of
+from segros_eval.evaluators.mmmu import MMMU, gold_answers
 from segros_eval.evaluators.questions import Rules
-from tests.golden.questions_golden import Case, asked, differing, judged, load
 
 READERS = {
     "parsed": lmms_letter,

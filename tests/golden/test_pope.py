@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from questions_golden import Case, asked, differing, judged, load
 
-from segros_eval.evaluators.pope import POPE, SPLITS
+from segros_eval.evaluators.categories import SPLITS
+from segros_eval.evaluators.pope import POPE
 from segros_eval.evaluators.yes_no import exact, first_sentence
-from tests.golden.questions_golden import Case, asked, differing, judged, load
 
 NAMES = {"accuracy": "accuracy", "f1": "f1_score", "precision": "precision", "recall": "recall"}
 

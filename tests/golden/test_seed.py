@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from questions_golden import Case, asked, differing, judged, load
 
+from segros_eval.evaluators.categories import DIMENSIONS
 from segros_eval.evaluators.choices import first_character
-from segros_eval.evaluators.seed import DIMENSIONS, SEED
-from tests.golden.questions_golden import Case, asked, differing, judged, load
+from segros_eval.evaluators.seed import SEED
 
 
 @pytest.fixture(scope="module")
