@@ -17,6 +17,7 @@ from segros_eval.catalog import Catalog
 from segros_eval.evaluators import EvalTask
 from segros_eval.fingerprint import evaluation_code, plain, training_code, weights_digest
 from segros_eval.overrides import Override, apply_overrides, parse_override
+from segros_eval.respond import benchmark_commit
 from segros_train.errors import PrerequisiteError, unknown_name
 from segros_train.files import content_key
 from segros_train.types import BackboneCard, DataCard, GenerationSettings, Recipe, TrainTask
@@ -332,5 +333,6 @@ def _cell(stage: Stage, task: EvalTask, limit: int | None) -> Cell:
         "world": stage.card.world,
         "limit": limit,
         "code": evaluation_code(task.evaluator),
+        "questions": benchmark_commit(task, stage.card.world),
     }
     return Cell(task=task, limit=limit, key=content_key(determined_by))

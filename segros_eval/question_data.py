@@ -20,7 +20,7 @@ from segros_train.files import content_key
 
 __all__ = ["Question", "question_set"]
 
-Question = tuple[str, Mapping[str, Any], tuple[Picture, ...]]
+Question = tuple[str, Mapping[str, Any], tuple[Path | Picture, ...]]
 """Item id, the benchmark's own record, and the pictures it is about."""
 
 _SHOWN = 5
@@ -95,7 +95,7 @@ class Schema:
     paired_by: str = ""
 
 
-def _question(schema: Schema, row: Mapping[str, Any], pictures: tuple[Picture, ...]) -> Question | None:
+def _question(schema: Schema, row: Mapping[str, Any], pictures: tuple[Path | Picture, ...]) -> Question | None:
     """Return a row as a question, its id empty where it is damaged; None where it is not asked."""
     missing = [name for name in schema.required if row.get(name) in (None, "")]
     fault = f"{', '.join(missing)} missing" if missing else ""

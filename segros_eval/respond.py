@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from segros_eval.evaluators import Sample
+from segros_eval.evaluators import EvalTask, Sample, World
+from segros_eval.fetch import hub_commit
 from segros_eval.pictures import open_picture
 from segros_eval.store import AnswerStore, ImageStore, UnreadableImageError
 from segros_train.errors import PrerequisiteError
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from segros_train.backbone import Backbone
     from segros_train.types import GenerationSettings
 
-__all__ = ["Shard", "answer_questions", "ask", "draw_images", "thin"]
+__all__ = ["Shard", "answer_questions", "ask", "benchmark_commit", "benchmark_folder", "draw_images", "thin"]
 
 Item = TypeVar("Item")
 Advance = Callable[[int], None]
@@ -47,8 +49,19 @@ def ask(stage: Stage, cell: Cell) -> list[Sample]:
     Raises:
         PrerequisiteError: If the evaluation's data is missing.
     """
-    data = segros_home() / "data" / cell.task.data if cell.task.data and stage.card.world == "photo" else None
+    data = benchmark_folder(cell.task, stage.card.world)
     return thin(list(cell.task.evaluator.samples(stage.card.world, data, (stage.seed,))), cell.limit)
+
+
+def benchmark_folder(task: EvalTask, world: World) -> Path | None:
+    """Return the folder of an evaluation's official files; None where it has none, or needs none in this world."""
+    return segros_home() / "data" / task.data if task.data and world == "photo" else None
+
+
+def benchmark_commit(task: EvalTask, world: World) -> str | None:
+    """Return the commit of an evaluation's files on the hub; None for files from elsewhere."""
+    folder = benchmark_folder(task, world)
+    return None if folder is None else hub_commit(folder)
 
 
 def thin(samples: Sequence[Sample], limit: int | None) -> list[Sample]:

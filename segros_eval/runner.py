@@ -25,7 +25,7 @@ from segros_eval.progress import Listener, Tell
 from segros_eval.provenance import software
 from segros_eval.ranks import Ranks, local_device
 from segros_eval.report import write_items
-from segros_eval.respond import Shard, answer_questions, ask, draw_images
+from segros_eval.respond import Shard, answer_questions, ask, benchmark_commit, draw_images
 from segros_eval.score import summarise
 from segros_eval.store import AnswerStore, ImageStore, read_result, write_result, write_scores
 from segros_eval.toolbox import open_tools
@@ -380,6 +380,7 @@ def _provenance(model: _Model, cell: Cell, seconds: dict[str, float]) -> dict[st
         "training": model.training,
         "settings": plain(stage.settings),
         "evaluator": plain(cell.task.evaluator),
+        "questions": benchmark_commit(cell.task, stage.card.world),
         "subset": cell.limit is not None,
         "limit": cell.limit,
         "seconds": seconds,

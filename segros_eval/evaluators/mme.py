@@ -135,7 +135,9 @@ class MME:
             units = [unit for name in asked for unit in _units(name, pictures[name])]
             drawn = bootstrap_intervals(units, {total: macro_mean}, seed=seed, unit="image")
             percent = _POINTS_PER_PICTURE / 100
-            found |= {name: scaled(one, percent * (len(asked) if name == total else 1)) for name, one in drawn.items()}
+            factors = {name: percent * (len(asked) if name == total else 1) for name in drawn}
+            # Where every picture is worth the same there is nothing to resample, which is not certainty.
+            found |= {name: scaled(one, factors[name]) for name, one in drawn.items() if one.low < one.high}
         accuracy = clustered_interval(scores)
         return named_intervals(metrics, found | ({"accuracy": accuracy} if accuracy else {}))
 

@@ -123,7 +123,7 @@ class MMMU:
                 metadata={**record, "group": subject_of(item_id)},
             )
 
-    def _shown(self, pictures: tuple[Picture, ...]) -> tuple[Path | Picture, ...]:
+    def _shown(self, pictures: tuple[Path | Picture, ...]) -> tuple[Path | Picture, ...]:
         if len(pictures) == 1 or self.multi_image == "all":
             return pictures
         if self.multi_image == "first":
