@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from segros_eval.evaluators import Picture
+from segros_eval.question_tables import cell_pictures, parquet_table, read_record
 from segros_eval.store import UnreadableImageError, read_image
 
 __all__ = ["CellPicture", "Joined", "MemberPicture", "ScenePicture", "TsvPicture", "open_picture", "picture_name"]
@@ -137,8 +138,6 @@ class CellPicture:
         Raises:
             UnreadableImageError: If the cell is empty or its bytes are no image.
         """
-        from segros_eval.question_sources import parquet_table
-
         where = f"column {self.column} of row {self.row} of {self.files[0].name}"
         cell: Any = parquet_table(self.files).column(self.column)[self.row].as_py()
         if self.place is not None:
@@ -177,8 +176,6 @@ class TsvPicture:
         Raises:
             UnreadableImageError: If the table cannot be read or the cell is no image.
         """
-        from segros_eval.question_sources import cell_pictures, read_record
-
         where = f"the picture of the record at byte {self.offset} of {self.path}"
         try:
             with self.path.open("rb") as stream:

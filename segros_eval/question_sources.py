@@ -11,11 +11,9 @@ Every row comes in the hub's columns. A picture is joined by name and read when 
 
 from __future__ import annotations
 
-import ast
 import csv
 import functools
 import json
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,9 +23,10 @@ from typing import Any
 from segros_eval.evaluators import Picture
 from segros_eval.evaluators.categories import COGNITION, PERCEPTION, SPLITS
 from segros_eval.pictures import CellPicture, MemberPicture, TsvPicture
+from segros_eval.question_tables import cell_pictures, parquet_table, read_record
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["cell_pictures", "parquet_table", "read_record", "read_rows"]
+__all__ = ["read_rows"]
 
 Row = tuple[Mapping[str, Any], tuple[Path | Picture, ...]]
 
@@ -86,20 +85,6 @@ def _wanted(benchmark: str, path: Path) -> bool:
             return True
 
 
-@functools.lru_cache(maxsize=4)
-def parquet_table(files: tuple[Path, ...]) -> Any:
-    """Return parquet files as one Arrow table on disk, pictures not decoded.
-
-    Args:
-        files: In order.
-    """
-    import datasets
-
-    datasets.disable_progress_bars()
-    names = [str(path) for path in files]
-    return datasets.load_dataset("parquet", data_files={"rows": names}, split="rows").data
-
-
 def _is_picture_column(field: Any) -> bool:
     import pyarrow
 
@@ -143,17 +128,6 @@ def _gqa_parquet_rows(files: tuple[Path, ...]) -> Iterator[Row]:
 
 
 _PARQUET: Mapping[str, Callable[[tuple[Path, ...]], Iterator[Row]]] = {"gqa": _gqa_parquet_rows}
-
-
-def read_record(data: bytes) -> list[str]:
-    """Return the cells of one record of a TSV."""
-    csv.field_size_limit(sys.maxsize)
-    return next(csv.reader(data.decode("utf-8").splitlines(keepends=True), delimiter="\t"))
-
-
-def cell_pictures(cell: str) -> list[str]:
-    """Return the pictures of a TSV cell: one in base64, or the text of a list of them."""
-    return list(ast.literal_eval(cell)) if cell.startswith("[") else [cell]
 
 
 def _records(path: Path) -> Iterator[tuple[int, int, list[str]]]:
