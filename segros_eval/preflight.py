@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from segros_eval.evaluators.harness import missing_harness
 from segros_eval.plan import Cell, RunPlan, Stage
 from segros_eval.respond import ask
 from segros_eval.toolbox import missing_tool
@@ -241,6 +242,11 @@ def _evaluation(stage: Stage, cell: Cell) -> Iterator[Problem]:
     lacking = missing_tool(cell.task, stage.card.world)
     if lacking is not None:
         yield Problem(lacking, "Use a backbone of the embedded world, e.g. harmon-tiny.")
+    if cell.task.kind == "harness":
+        missing = missing_harness()
+        if missing is not None:
+            yield _problem(missing)
+        return
     try:
         if not ask(stage, cell):
             yield Problem(f"{cell.task.title} has nothing to ask", "Raise --limit.")
@@ -249,6 +255,8 @@ def _evaluation(stage: Stage, cell: Cell) -> Iterator[Problem]:
 
 
 def _num_responses(stage: Stage, cell: Cell) -> int | None:
+    if cell.task.kind == "harness":
+        return None
     try:
         return len(ask(stage, cell))
     except PrerequisiteError:

@@ -7,9 +7,8 @@ answers by evaluator) and `evals/<evaluator>/` (scores and result). What is fini
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segros_eval.evaluators import EvalTask, Result, Sample, Score
+from segros_eval.evaluators.harness import LmmsTask
 from segros_eval.fingerprint import plain, weights_digest
 from segros_eval.lock import held
 from segros_eval.plan import Cell, RunPlan, Stage
@@ -26,7 +26,7 @@ from segros_eval.provenance import software
 from segros_eval.ranks import Ranks, local_device
 from segros_eval.report import write_items
 from segros_eval.respond import Shard, answer_questions, ask, benchmark_commit, draw_images
-from segros_eval.score import summarise
+from segros_eval.score import explained, summarise, windows
 from segros_eval.store import AnswerStore, ImageStore, read_result, write_result, write_scores
 from segros_eval.toolbox import open_tools
 from segros_train.errors import PrerequisiteError
@@ -39,12 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "run_plan", "train_stage"]
 
-SCORED_AT_ONCE = 128
 DATA_SEED = 0
 """Seed of embedded training data: fixed, so that the runs of several seeds train on the same set."""
 MAX_NEW_TOKENS = 32
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +254,8 @@ def _run_cell(model: _Model, cell: Cell, kept: Result | None) -> Outcome | None:
     if kept is not None:
         return Outcome(stage, cell, folder, kept, reused=True)
     try:
+        if cell.task.kind == "harness":
+            return Outcome(stage, cell, folder, _score_elsewhere(model, cell))
         samples = ask(stage, cell)
         began = time.monotonic()
         responses, refused = _respond(model, cell.task, samples)
@@ -284,10 +283,10 @@ def _score(
     began = time.monotonic()
     scores: list[Score] = []
     with model.listener.phase(f"score  {task.name}: {_title(stage)}", len(samples)) as tell:
-        for part, answers in _windows(samples, responses):
+        for part, answers in windows(samples, responses):
             scores += task.evaluator.score(part, answers, tools)
             tell(len(part))
-    scores = [_explained(score, refused) for score in scores]
+    scores = [explained(score, refused) for score in scores]
     seconds = {"respond": respond_seconds, "score": round(time.monotonic() - began, 2)}
     result = summarise(
         task,
@@ -349,17 +348,25 @@ def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[l
     return [answers.get(sample) for sample in samples], refused
 
 
-def _windows(samples: Sequence[Sample], responses: Sequence[Any]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
-    for start in range(0, len(samples), SCORED_AT_ONCE):
-        window = slice(start, start + SCORED_AT_ONCE)
-        yield samples[window], responses[window]
+def _score_elsewhere(model: _Model, cell: Cell) -> Result:
+    """Let another harness ask, score and sum up."""
+    from segros_eval.harness import harness_result, run_harness
 
-
-def _explained(score: Score, refused: Mapping[str, str]) -> Score:
-    """Say of an item without a response why the backbone refused it."""
-    if score.status != "unscored" or score.item_id not in refused:
-        return score
-    return dataclasses.replace(score, reason=f"{score.reason}: {refused[score.item_id]}".lstrip(": "))
+    stage, evaluator = model.stage, cell.task.evaluator
+    assert isinstance(evaluator, LmmsTask)
+    if model.ranks.num_ranks > 1:
+        raise PrerequisiteError(f"{cell.task.name} runs in one process; start it without a launcher.")
+    store = partial(AnswerStore, model.folder / "responses" / f"{cell.task.name}.jsonl", backbone_key=stage.key)
+    began, batch_size = time.monotonic(), stage.settings.batch_size
+    with model.listener.phase(f"answer  {cell.task.name}: {_title(stage)}", None) as tell:
+        found = run_harness(
+            model.backbone, evaluator, store=store, batch_size=batch_size, limit=cell.limit, advance=tell
+        )
+    seconds = {"respond": round(time.monotonic() - began, 2)}
+    result = harness_result(found, stage, cell, _provenance(model, cell, seconds))
+    write_scores(model.folder / "evals" / cell.task.name / "scores.jsonl", found.scores)
+    write_result(model.folder / "evals" / cell.task.name / "result.json", result)
+    return result
 
 
 def _provenance(model: _Model, cell: Cell, seconds: dict[str, float]) -> dict[str, Any]:

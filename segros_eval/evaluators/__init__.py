@@ -242,7 +242,7 @@ class EvalTask:
         name: Name on the command line, e.g. `"geneval"`.
         title: Name in tables, e.g. `"GenEval"`.
         evaluator: The protocol with its options.
-        kind: Whether backbones draw or answer.
+        kind: Whether backbones draw or answer, or a harness of others asks them.
         worlds: Worlds it can run in.
         data: Name of its data set for `segros data fetch`; None where only the embedded world is covered.
         paper: Where the published numbers stand, e.g. `"Table 1"`.
@@ -251,7 +251,7 @@ class EvalTask:
     name: str
     title: str
     evaluator: Evaluator
-    kind: Literal["image", "answer"]
+    kind: Literal["image", "answer", "harness"]
     worlds: tuple[World, ...]
     data: str | None = None
     paper: str = ""
