@@ -115,23 +115,13 @@ def test_the_command_runs_a_task_of_lmms_eval_on_a_backbone_in_our_schema(tmp_pa
 @needs_harness
 def test_a_task_that_lmms_eval_does_not_have_is_named(tmp_path: Path) -> None:
     with pytest.raises(PrerequisiteError, match="no task 'pop'"):
-        run_harness(
-            cast(Backbone, Wavering()),
-            LmmsTask("pop"),
-            store=partial(AnswerStore, tmp_path / "a", backbone_key="k"),
-            batch_size=1,
-        )
+        run_task("pop", tmp_path)
 
 
 def test_without_lmms_eval_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("segros_eval.evaluators.harness.lmms_version", lambda: None)
     with pytest.raises(PrerequisiteError, match=r"pip install segros\[lmms\]"):
-        run_harness(
-            cast(Backbone, Wavering()),
-            LmmsTask("pope"),
-            store=partial(AnswerStore, tmp_path / "a", backbone_key="k"),
-            batch_size=1,
-        )
+        run_task("pope", tmp_path)
 
 
 def test_a_name_without_a_task_is_refused() -> None:
