@@ -7,6 +7,7 @@ import binascii
 import functools
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ class MemberPicture:
         where = f"{self.member} in {self.archive}"
         try:
             data = _archive(self.archive).read(self.member)
-        except (OSError, KeyError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise UnreadableImageError(f"{where} cannot be read: {error}") from error
         return _decoded(data, where)
 

@@ -165,7 +165,7 @@ def _choose(problems: list[str], catalog: Catalog, request: Request) -> _Chosen:
     groups["all"] = catalog.main_methods
     methods = _resolve(problems, "method", request.methods, catalog.methods, groups)
     backbones = _resolve(problems, "backbone", request.backbones, catalog.backbones, {"all": tuple(catalog.backbones)})
-    known = catalog.evaluators | _harness_tasks(problems, request)
+    known = {**catalog.evaluators, **_harness_tasks(problems, request)}
     evaluators = _resolve(problems, "evaluator", request.evaluators, known, {"all": tuple(catalog.evaluators)})
     return _Chosen(methods, backbones, _fitting(problems, request, evaluators, backbones))
 

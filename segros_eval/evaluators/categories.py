@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,5 +75,11 @@ def subject_of(item_id: str) -> str:
 def options_of(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the options of a record by letter; none of an open question."""
     options = record["options"]
-    texts = ast.literal_eval(options) if isinstance(options, str) else options
+    texts = _listed(options) if isinstance(options, str) else options
     return dict(zip(_LETTERS, map(str, texts), strict=False))
+
+
+@functools.lru_cache(maxsize=4096)
+def _listed(text: str) -> tuple[Any, ...]:
+    """Read the text of a list; the same questions are read again for every model."""
+    return tuple(ast.literal_eval(text))
