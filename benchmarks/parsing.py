@@ -77,21 +77,21 @@ def main() -> None:
 
 
 def asked(evaluator: Any, count: int) -> list[Sample]:
-    """Return the embedded world's questions again and again, each time about other pictures."""
+    """Return at least `count` questions: whole sets of the embedded world, each about other pictures."""
     own = list(evaluator.samples("shapes", None, (0,)))
     return [
         Sample(f"{n}/{sample.item_id}", f"{n // len(own)}/{sample.cluster_id}", "answer", "", metadata=sample.metadata)
-        for n, sample in enumerate(islice(cycle(own), count - count % len(own)))
+        for n, sample in enumerate(islice(cycle(own), count + -count % len(own)))
     ]
 
 
 def timed(do: Any) -> tuple[float, Any]:
-    """Return the shortest of three times in seconds, and what came out."""
+    """Return the shortest of three processor times in seconds, and what came out."""
     best, result = float("inf"), None
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()
         result = do()
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.process_time() - began)
     return best, result
 
 
