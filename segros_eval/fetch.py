@@ -124,8 +124,9 @@ def fetch_hub(
         commit = commit or (resolve or _newest_commit)(files.repo)
         (download or _download_snapshot)(files.repo, commit, files.patterns, folder)
     except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).rstrip(".")
         raise PrerequisiteError(
-            f"Cannot fetch {', '.join(files.patterns)} of the data set {files.repo}: {error}. Without a network, put "
+            f"Cannot fetch {', '.join(files.patterns)} of the data set {files.repo}: {reason}. Without a network, put "
             f"the hub's parquet files, VLMEvalKit's TSV or the authors' archives into {folder}."
         ) from error
     write_json(record, {"repo": files.repo, "revision": commit})

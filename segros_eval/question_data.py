@@ -119,7 +119,7 @@ def _check(schema: Schema, questions: Sequence[Question], folder: Path, num_rows
     if problems:
         raise PrerequisiteError(
             f"{folder} is not {schema.title} as published: {'; '.join(problems)}. Fetch it again, or take another "
-            "number of questions with --set num_rows=..., which the result then records."
+            "number of questions with --set num_rows=..., which becomes part of the protocol's name."
         )
 
 

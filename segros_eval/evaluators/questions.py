@@ -42,7 +42,7 @@ WORD = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 
 _VERSIONS: Mapping[str, str] = {"standard": "1", "lmms-eval": "75571cf", "vlmevalkit": "e8e78f0"}
-_NO_PART_OF_THE_PROTOCOL = ("rules", "num_rows", "shapes_")
+_NO_PART_OF_THE_PROTOCOL = ("rules", "shapes_")
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,8 @@ def test_the_right_answers_score_everything_under_every_protocol(evaluator: Any)
 
 def test_options_depart_from_a_protocol_by_name() -> None:
     assert MME().protocol == "mme standard@1"
-    assert POPE(rules="vlmevalkit", num_rows=12, shapes_pictures=3).protocol == "pope vlmevalkit@e8e78f0"
+    assert POPE(rules="vlmevalkit", shapes_pictures=3).protocol == "pope vlmevalkit@e8e78f0"
+    assert POPE(num_rows=12).protocol == "pope standard@1 num_rows=12"
     assert "max_new_tokens=8 decoding=logprobs" in MME(max_new_tokens=8, decoding="logprobs").protocol
     assert "multi_image=first" in MMMU(multi_image="first").protocol
 
