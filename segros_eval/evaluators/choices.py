@@ -94,7 +94,7 @@ def guess(letters: Sequence[str]) -> str:
 
 
 _INFER_BLANKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
-_ANSWER_IS = re.compile(r"(?:correct )?answer is\s*:?\s*\**\s*([A-D])", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"(?:correct )?answer is\s*\**\s*([A-D])", re.IGNORECASE)
 _LAST_WORDS = 5
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",

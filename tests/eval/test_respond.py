@@ -182,6 +182,20 @@ def test_questions_with_choices_are_weighed_and_others_answered_in_one_run(tmp_p
     assert [answers.get(sample) for sample in asked] == expected
 
 
+def test_processes_that_share_a_file_answer_each_question_once_between_them(tmp_path: Path) -> None:
+    asked = [Sample(str(n), "a", "answer", f"which? {n}", images=(ScenePicture(1, 1),)) for n in range(11)]
+    batches = []
+    for rank in range(3):
+        painter, answers = Painter(), AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
+        backbone = cast(Backbone, painter)
+        answer_questions(
+            backbone, asked, answers, max_new_tokens=4, batch_size=2, advance=lambda n: None, shard=Shard(rank, 3)
+        )
+        batches += painter.batches
+    assert sorted(text for batch in batches for text in batch) == sorted(sample.prompt for sample in asked)
+    assert AnswerStore(tmp_path / "answers.jsonl", backbone_key="key").missing(asked) == []
+
+
 def test_an_answer_is_of_its_pictures_and_its_choices(tmp_path: Path) -> None:
     answers = AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
     asked = Sample("1", "a", "answer", "which?", images=(ScenePicture(1, 1),))
