@@ -30,7 +30,7 @@ from segros_eval.evaluators.questions import (
 )
 from segros_eval.evaluators.yes_no import first_letters, whole_word
 
-__all__ = ["MME"]
+__all__ = ["MME", "picture_scores"]
 
 SUFFIX = " Please answer yes or no."
 
@@ -132,7 +132,7 @@ class MME:
         found: dict[str, Interval] = {}
         for total, names in (("perception", PERCEPTION), ("cognition", COGNITION)):
             asked = [name for name in names if name in pictures]
-            units = [unit for name in asked for unit in _units(name, pictures[name])]
+            units = picture_scores(scores, total)
             drawn = bootstrap_intervals(units, {total: macro_mean}, seed=seed, unit="image")
             percent = _POINTS_PER_PICTURE / 100
             factors = {name: percent * (len(asked) if name == total else 1) for name in drawn}
@@ -178,6 +178,18 @@ def _total(points: Mapping[str, float | None], pictures: Mapping[str, Any], name
     asked = [points[name] for name in names if name in pictures]
     known = [value for value in asked if value is not None]
     return sum(known) if known and len(known) == len(asked) else None
+
+
+def picture_scores(scores: Sequence[Score], total: str) -> list[Score]:
+    """Return a score per picture of one of the sums' categories: its worth in [0, 1].
+
+    Args:
+        scores: Scores of questions.
+        total: `"perception"` or `"cognition"`.
+    """
+    names = PERCEPTION if total == "perception" else COGNITION
+    pictures = _pictures(scores)
+    return [unit for name in names if name in pictures for unit in _units(name, pictures[name])]
 
 
 def _units(category: str, pictures: Mapping[str, _Answers]) -> list[Score]:

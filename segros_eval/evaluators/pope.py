@@ -38,7 +38,7 @@ from segros_eval.evaluators.yes_no import exact, first_sentence, whole_word
 if TYPE_CHECKING:
     from segros_eval.statistics import Floats
 
-__all__ = ["POPE"]
+__all__ = ["POPE", "f1_of", "outcomes_by_picture"]
 
 _READINGS: Mapping[str, Callable[[str], str | None]] = {
     "strict": exact,
@@ -146,7 +146,7 @@ class POPE:
         found |= {f"{split}_accuracy": one for split, one in group_intervals(scores).items()}
         metrics = self.aggregate(scores)
         estimator = f"image-clustered bootstrap, {REPLICATES} replicates"
-        drawn = bootstrap_counts(_by_picture(scores, self.rules), seed=seed)
+        drawn = bootstrap_counts(outcomes_by_picture(scores, self.rules), seed=seed)
         num_pictures = len({score.cluster_id for score in scores if score.value is not None})
         for name in metrics if drawn else ():
             split, _, measure = name.rpartition("_") if name.endswith("_f1") else ("", "", name)
@@ -173,7 +173,8 @@ def _counted(scores: Sequence[Score], reading: str) -> _Counts:
     return Counter(_outcome(score, reading) for score in scores if score.value is not None)
 
 
-def _by_picture(scores: Sequence[Score], reading: str) -> dict[str, Counter[str]]:
+def outcomes_by_picture(scores: Sequence[Score], reading: str) -> dict[str, Counter[str]]:
+    """Return the numbers of answers of each picture, by `split/right answer/reading`; unscored ones are left out."""
     found: dict[str, Counter[str]] = {}
     for score in scores:
         if score.value is not None:
@@ -213,6 +214,16 @@ def _parts(name: str, counts: Mapping[str, Any], reading: str, split: str) -> tu
 def _measure(name: str, counts: _Counts, reading: str, split: str = "") -> float | None:
     top, bottom = _parts(name, counts, "lmms-eval" if reading == "strict" else reading, split)
     return top / bottom if bottom else None
+
+
+def f1_of(counts: Mapping[str, Any], reading: str) -> Floats:
+    """Return the F1 of each replicate, in [0, 1]; NaN where it would divide by zero.
+
+    Args:
+        counts: [R] numbers of answers by `split/right answer/reading`.
+        reading: Name of the reading, e.g. `"standard"`.
+    """
+    return _replicates("f1", counts, reading, "")
 
 
 def _replicates(name: str, drawn: Mapping[str, Floats], reading: str, split: str) -> Floats:
