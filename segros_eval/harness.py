@@ -7,11 +7,12 @@ a task that samples, or weighs texts by their likelihood, is refused.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +22,18 @@ from segros_eval.evaluators import Interval, Picture, Result, Sample, Score
 from segros_eval.evaluators.harness import LmmsTask, missing_harness
 from segros_eval.pictures import Joined
 from segros_eval.respond import answer_questions
-from segros_eval.store import AnswerStore, read_image
+from segros_eval.store import AnswerStore, read_image, write_result, write_scores
 from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
     from segros_eval.plan import Cell, Stage
+    from segros_eval.progress import Listener
     from segros_train.backbone import Backbone
 
-__all__ = ["HarnessOutcome", "harness_result", "run_harness"]
+__all__ = ["HarnessOutcome", "harness_cell", "run_harness"]
 
 LONGEST_ANSWER = 1024
 """New tokens where a task names no limit; lmms-eval's own models take as many."""
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,31 +128,52 @@ def _declared(manager: Any, evaluator: LmmsTask) -> Any:
     return config
 
 
-def harness_result(found: HarnessOutcome, stage: Stage, cell: Cell, provenance: Mapping[str, Any]) -> Result:
-    """Build the result of a task of lmms-eval.
+def harness_cell(
+    backbone: Backbone,
+    stage: Stage,
+    cell: Cell,
+    folder: Path,
+    listener: Listener,
+    provenance: Callable[[dict[str, float]], Mapping[str, Any]],
+) -> Result:
+    """Run a task of lmms-eval as a cell of a run: answers, scores and result lie where those of our own do.
 
     Args:
-        found: What lmms-eval made of the answers.
+        backbone: What answers.
         stage: The model.
         cell: The evaluation.
-        provenance: Versions, hashes, settings, times; JSON-ready.
+        folder: The run folder.
+        listener: Told of the progress.
+        provenance: Versions, hashes and settings, with the seconds it took; JSON-ready.
+
+    Raises:
+        PrerequisiteError: See `run_harness`.
     """
+    name, evaluator = cell.task.name, cell.task.evaluator
+    assert isinstance(evaluator, LmmsTask)
+    store = partial(AnswerStore, folder / "responses" / f"{name}.jsonl", backbone_key=stage.key)
+    batch_size, began = stage.settings.batch_size, time.monotonic()
+    with listener.phase(f"answer  {name}: {stage.task.name} on {stage.card.name}, seed {stage.seed}", None) as tell:
+        found = run_harness(backbone, evaluator, store=store, batch_size=batch_size, limit=cell.limit, advance=tell)
     unscored = sum(score.status == "unscored" for score in found.scores)
-    return Result(
+    result = Result(
         method=stage.task.name,
         backbone=stage.card.name,
-        evaluator=cell.task.name,
+        evaluator=name,
         metrics=found.metrics,
         intervals=found.intervals,
         num_samples=len(found.scores) - unscored,
         num_unparsed=0,
         num_unscored=unscored,
         seeds=(stage.seed,),
-        protocol=f"{cell.task.evaluator.protocol} version={found.version}",
+        protocol=f"{evaluator.protocol} version={found.version}",
         world=stage.card.world,
         key=cell.key,
-        provenance=provenance,
+        provenance=provenance({"respond": round(time.monotonic() - began, 2)}),
     )
+    write_scores(folder / "evals" / name / "scores.jsonl", found.scores)
+    write_result(folder / "evals" / name / "result.json", result)
+    return result
 
 
 @dataclass(frozen=True)

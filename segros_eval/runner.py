@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segros_eval.evaluators import EvalTask, Result, Sample, Score
-from segros_eval.evaluators.harness import LmmsTask
 from segros_eval.fingerprint import plain, weights_digest
 from segros_eval.lock import held
 from segros_eval.plan import Cell, RunPlan, Stage
@@ -350,23 +349,12 @@ def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[l
 
 def _score_elsewhere(model: _Model, cell: Cell) -> Result:
     """Let another harness ask, score and sum up."""
-    from segros_eval.harness import harness_result, run_harness
+    from segros_eval.harness import harness_cell
 
-    stage, evaluator = model.stage, cell.task.evaluator
-    assert isinstance(evaluator, LmmsTask)
     if model.ranks.num_ranks > 1:
         raise PrerequisiteError(f"{cell.task.name} runs in one process; start it without a launcher.")
-    store = partial(AnswerStore, model.folder / "responses" / f"{cell.task.name}.jsonl", backbone_key=stage.key)
-    began, batch_size = time.monotonic(), stage.settings.batch_size
-    with model.listener.phase(f"answer  {cell.task.name}: {_title(stage)}", None) as tell:
-        found = run_harness(
-            model.backbone, evaluator, store=store, batch_size=batch_size, limit=cell.limit, advance=tell
-        )
-    seconds = {"respond": round(time.monotonic() - began, 2)}
-    result = harness_result(found, stage, cell, _provenance(model, cell, seconds))
-    write_scores(model.folder / "evals" / cell.task.name / "scores.jsonl", found.scores)
-    write_result(model.folder / "evals" / cell.task.name / "result.json", result)
-    return result
+    provenance = partial(_provenance, model, cell)
+    return harness_cell(model.backbone, model.stage, cell, model.folder, model.listener, provenance)
 
 
 def _provenance(model: _Model, cell: Cell, seconds: dict[str, float]) -> dict[str, Any]:
