@@ -121,3 +121,17 @@ def versions(session: nox.Session) -> None:
         env={"VIRTUAL_ENV": session.virtualenv.location},
     )
     session.run("python", "-m", "pytest", *session.posargs, env=ENV)
+
+
+@nox.session(default=False)
+def lmms(session: nox.Session) -> None:
+    """Run the tests that need lmms-eval, in an environment of their own."""
+    session.run_install(
+        "uv",
+        "sync",
+        "--active",
+        "--extra=lmms",
+        f"--python={session.virtualenv.location}",
+        env={"VIRTUAL_ENV": session.virtualenv.location},
+    )
+    session.run("python", "-m", "pytest", "tests/eval/test_harness.py", *session.posargs, env=ENV)

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 from segros_eval.evaluators import Result, Score
+from segros_eval.paired import paired_headlines
 from segros_eval.sheets import MISSING, Head, Sheet, SheetCell, SheetRow, interval_text, number
 from segros_eval.statistics import Aggregate, Difference, macro_mean, paired_difference, pooled_mean
 from segros_eval.store import read_result, read_scores
@@ -154,7 +155,9 @@ def _contrasts(result: Result, a: Sequence[Score], b: Sequence[Score]) -> list[C
     name, aggregate = _headline(result, a)
     unit = _unit(result)
     whole = paired_difference(a, b, aggregate=aggregate, stratified=_nested(a), unit=unit)
-    found = [Contrast(result.evaluator, name, whole)]
+    others = paired_headlines(result, a, b)
+    found = [Contrast(result.evaluator, metric, difference) for metric, difference in others.items()]
+    found.insert(1 if result.headline in others else 0, Contrast(result.evaluator, name, whole))
     groups = list(dict.fromkeys(score.group for score in a if score.group))
     if len(groups) < 2:
         return found

@@ -18,7 +18,19 @@ from pathlib import Path
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256, segros_home, write_json
 
-__all__ = ["BenchmarkData", "PinnedFile", "fetch_file", "file_fault", "home_of"]
+__all__ = [
+    "BenchmarkData",
+    "HubFiles",
+    "PinnedFile",
+    "Sheet",
+    "fetch_file",
+    "fetch_hub",
+    "file_fault",
+    "home_of",
+    "hub_commit",
+]
+
+HUB_RECORD = "hub.json"
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30
@@ -46,6 +58,34 @@ class PinnedFile:
 
 
 @dataclass(frozen=True)
+class HubFiles:
+    """Files of a data set on the Hugging Face hub.
+
+    Attributes:
+        repo: The data set's repository.
+        patterns: Which of its files.
+        revision: Commit; None takes the newest when first fetched, and that one from then on.
+    """
+
+    repo: str
+    patterns: tuple[str, ...]
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table that VLMEvalKit publishes, which may stand in place of the hub's files.
+
+    Attributes:
+        name: Name in the benchmark's folder.
+        md5: Digest as VLMEvalKit states it.
+    """
+
+    name: str
+    md5: str
+
+
+@dataclass(frozen=True)
 class BenchmarkData:
     """The official files of a benchmark; a value of `tasks/data.py`.
 
@@ -53,11 +93,77 @@ class BenchmarkData:
         name: Name on the command line, and of the folder.
         files: What it consists of.
         licence: Licence of the files.
+        hub: Where the hub has them, for benchmarks of questions.
+        sheet: VLMEvalKit's table of them.
     """
 
     name: str
-    files: tuple[PinnedFile, ...]
+    files: tuple[PinnedFile, ...] = ()
     licence: str = ""
+    hub: HubFiles | None = None
+    sheet: Sheet | None = None
+
+    @property
+    def summary(self) -> str:
+        """What it consists of, in a line."""
+        names = [*([self.hub.repo] if self.hub else []), *([self.sheet.name] if self.sheet else [])]
+        return ", ".join(file.name for file in self.files) or " or ".join(names)
+
+
+def fetch_hub(
+    files: HubFiles,
+    folder: Path,
+    *,
+    resolve: Callable[[str], str] | None = None,
+    download: Callable[[str, str, tuple[str, ...], Path], None] | None = None,
+) -> str:
+    """Fetch files of a data set on the hub and return their commit, which is kept beside them and stays.
+
+    Args:
+        files: What to fetch.
+        folder: Where it goes.
+        resolve: Tells the newest commit of a repository; by default the hub.
+        download: Brings the files of a repository at a commit; by default the hub's client, which resumes.
+
+    Raises:
+        PrerequisiteError: If the hub cannot be reached or has no such files.
+    """
+    record = folder / HUB_RECORD
+    commit = files.revision or hub_commit(folder)
+    try:
+        commit = commit or (resolve or _newest_commit)(files.repo)
+        (download or _download_snapshot)(files.repo, commit, files.patterns, folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).rstrip(".")
+        raise PrerequisiteError(
+            f"Cannot fetch {', '.join(files.patterns)} of the data set {files.repo}: {reason}. Without a network, put "
+            f"the hub's parquet files, VLMEvalKit's TSV or the authors' archives into {folder}."
+        ) from error
+    write_json(record, {"repo": files.repo, "revision": commit})
+    return commit
+
+
+def hub_commit(folder: Path) -> str | None:
+    """Return the commit of the hub's files in a folder; None where none were fetched."""
+    try:
+        return json.loads((folder / HUB_RECORD).read_text(encoding="utf-8"))["revision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _newest_commit(repo: str) -> str:
+    from huggingface_hub import HfApi
+
+    commit = HfApi().dataset_info(repo).sha
+    if commit is None:
+        raise ValueError(f"the hub tells no commit of {repo}")
+    return commit
+
+
+def _download_snapshot(repo: str, commit: str, patterns: tuple[str, ...], folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=list(patterns), local_dir=folder)
 
 
 def home_of(data: BenchmarkData) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = ["evaluation_code", "plain", "training_code", "weights_digest"]
 
 TRAIN = Path(segros_train.__file__).parent
 EVAL = Path(__file__).parent
+IMPORTED = re.compile(r"from segros_eval\.(evaluators\.\w+|clusters|pictures|question_\w+) import")
 
 
 def plain(value: Any) -> Any:
@@ -52,12 +54,22 @@ def training_code(family: str) -> str:
 
 
 def evaluation_code(evaluator: Any) -> str:
-    """Return the digest of the code that asks and scores for one evaluator: its module and those named after it."""
+    """Return the digest of the code that asks and scores for one evaluator.
+
+    It is the evaluator's module, those named after it, and what these import of evaluators, questions and intervals.
+    """
     spec = importlib.util.find_spec(type(evaluator).__module__)
     module = Path(spec.origin) if spec is not None and spec.origin else None
-    own = module.parent.glob(f"{module.stem}*.py") if module is not None else ()
-    shared = (EVAL / name for name in ("respond.py", "scene.py", "statistics.py"))
-    return _digest(path for path in (*own, *shared) if path.is_file())
+    found = set(module.parent.glob(f"{module.stem}*.py")) if module is not None else set()
+    waiting = list(found)
+    while waiting:
+        text = waiting.pop().read_text(encoding="utf-8")
+        imported = {EVAL / f"{name.replace('.', '/')}.py" for name in IMPORTED.findall(text)}
+        new = {path for path in imported - found if path.is_file()}
+        found |= new
+        waiting += new
+    shared = {EVAL / name for name in ("respond.py", "scene.py", "statistics.py")}
+    return _digest(found | shared)
 
 
 def weights_digest(card: BackboneCard, checkpoint: Path | None) -> dict[str, str]:

@@ -15,8 +15,10 @@ from typing import Any
 
 from segros_eval.catalog import Catalog
 from segros_eval.evaluators import EvalTask
+from segros_eval.evaluators.harness import PREFIX, harness_task
 from segros_eval.fingerprint import evaluation_code, plain, training_code, weights_digest
 from segros_eval.overrides import Override, apply_overrides, parse_override
+from segros_eval.respond import benchmark_commit
 from segros_train.errors import PrerequisiteError, unknown_name
 from segros_train.files import content_key
 from segros_train.types import BackboneCard, DataCard, GenerationSettings, Recipe, TrainTask
@@ -163,10 +165,16 @@ def _choose(problems: list[str], catalog: Catalog, request: Request) -> _Chosen:
     groups["all"] = catalog.main_methods
     methods = _resolve(problems, "method", request.methods, catalog.methods, groups)
     backbones = _resolve(problems, "backbone", request.backbones, catalog.backbones, {"all": tuple(catalog.backbones)})
-    evaluators = _resolve(
-        problems, "evaluator", request.evaluators, catalog.evaluators, {"all": tuple(catalog.evaluators)}
-    )
+    known = {**catalog.evaluators, **_harness_tasks(problems, request)}
+    evaluators = _resolve(problems, "evaluator", request.evaluators, known, {"all": tuple(catalog.evaluators)})
     return _Chosen(methods, backbones, _fitting(problems, request, evaluators, backbones))
+
+
+def _harness_tasks(problems: list[str], request: Request) -> dict[str, EvalTask]:
+    """Return the tasks of other harnesses that were asked for, which no declaration names."""
+    asked = [name for name in request.evaluators if name.startswith(PREFIX)]
+    tasks = _collected(problems, [functools.partial(harness_task, name) for name in asked])
+    return {task.name: task for task in tasks}
 
 
 def _everything(catalog: Catalog) -> _Chosen:
@@ -332,5 +340,6 @@ def _cell(stage: Stage, task: EvalTask, limit: int | None) -> Cell:
         "world": stage.card.world,
         "limit": limit,
         "code": evaluation_code(task.evaluator),
+        "questions": benchmark_commit(task, stage.card.world),
     }
     return Cell(task=task, limit=limit, key=content_key(determined_by))

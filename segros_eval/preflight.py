@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from segros_eval.evaluators.harness import missing_harness
 from segros_eval.plan import Cell, RunPlan, Stage
 from segros_eval.respond import ask
 from segros_eval.toolbox import missing_tool
@@ -103,9 +104,10 @@ def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
 def estimate(stage: Stage) -> Cost:
     """Return what a stage takes."""
     counts = tuple(_num_responses(stage, cell) for cell in stage.cells)
-    known = [count for count in counts if count is not None]
+    drawn = [count for cell, count in zip(stage.cells, counts, strict=True) if cell.task.kind == "image"]
+    known = [count for count in drawn if count is not None]
     disk: int | None = None
-    if len(known) == len(counts):
+    if len(known) == len(drawn):
         disk = int(sum(known) * stage.card.image_size_px**2 * BYTES_PER_PIXEL)
     recipe = stage.recipe
     if recipe is None:
@@ -240,6 +242,11 @@ def _evaluation(stage: Stage, cell: Cell) -> Iterator[Problem]:
     lacking = missing_tool(cell.task, stage.card.world)
     if lacking is not None:
         yield Problem(lacking.what, lacking.remedy)
+    if cell.task.kind == "harness":
+        missing = missing_harness()
+        if missing is not None:
+            yield _problem(missing)
+        return
     try:
         if not ask(stage, cell):
             yield Problem(f"{cell.task.title} has nothing to ask", "Raise --limit.")
@@ -248,6 +255,8 @@ def _evaluation(stage: Stage, cell: Cell) -> Iterator[Problem]:
 
 
 def _num_responses(stage: Stage, cell: Cell) -> int | None:
+    if cell.task.kind == "harness":
+        return None
     try:
         return len(ask(stage, cell))
     except PrerequisiteError:

@@ -20,12 +20,12 @@ class Tell(Protocol):
 class Listener(Protocol):
     """Follow the phases of a run."""
 
-    def phase(self, title: str, total: int) -> AbstractContextManager[Tell]:
+    def phase(self, title: str, total: int | None) -> AbstractContextManager[Tell]:
         """Follow one phase.
 
         Args:
             title: What is done, on which model.
-            total: Number of items.
+            total: Number of items; None where it is not known.
         """
         ...
 
@@ -38,7 +38,7 @@ class Silent:
     """A listener that says nothing."""
 
     @contextmanager
-    def phase(self, title: str, total: int) -> Iterator[Tell]:
+    def phase(self, title: str, total: int | None) -> Iterator[Tell]:
         """Follow one phase in silence."""
         yield lambda num_more, note="": None
 

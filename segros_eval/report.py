@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 from segros_eval import pages
 from segros_eval.compare import Comparison, compare_runs, comparison_sheets
-from segros_eval.evaluators import Result, Sample, Score
+from segros_eval.evaluators import Picture, Result, Sample, Score
+from segros_eval.pictures import open_picture
 from segros_eval.rendering import sheet_markdown
 from segros_eval.sheets import Head, Sheet, SheetCell, SheetRow, interval_text, number
 from segros_eval.store import UnreadableImageError, read_image, read_result, read_scores
 from segros_train.errors import PrerequisiteError
-from segros_train.files import read_jsonl, write_text
+from segros_train.files import read_jsonl, replace_file, write_text
 
 __all__ = ["Comparison", "compare_runs", "render_comparison", "render_report", "write_items"]
 
@@ -40,8 +41,10 @@ class Evaluation:
     items: Mapping[str, Mapping[str, Any]]
 
 
-def write_items(path: Path, samples: Iterable[Sample], responses: Iterable[Any]) -> None:
+def write_items(path: Path, samples: Sequence[Sample], responses: Iterable[Any]) -> None:
     """Write what was asked and where the image of each item lies, for the pictures of a report.
+
+    Pictures that lie in no file of their own are kept beside it, for as many items as a report shows.
 
     Args:
         path: `items.jsonl` of an evaluation.
@@ -49,11 +52,24 @@ def write_items(path: Path, samples: Iterable[Sample], responses: Iterable[Any])
         responses: Per sample the path of its image, its text, or None.
     """
     lines = []
-    for sample, response in zip(samples, responses, strict=True):
-        image = response if isinstance(response, Path) else next(iter(sample.images), None)
-        place = None if image is None else os.path.relpath(image, path.parent)
-        lines.append(json.dumps({"item_id": sample.item_id, "prompt": sample.prompt, "image": place}) + "\n")
+    step = max(1, len(samples) // (2 * NUM_TILES))
+    for place, (sample, response) in enumerate(zip(samples, responses, strict=True)):
+        shown = (response, *sample.images)
+        image = next((picture for picture in shown if isinstance(picture, Path)), None)
+        if image is None and sample.images and place % step == 0:
+            image = _kept(sample.images[0], path.parent / "pictures" / f"{place:05d}.png")
+        where = None if image is None else os.path.relpath(image, path.parent)
+        lines.append(json.dumps({"item_id": sample.item_id, "prompt": sample.prompt, "image": where}) + "\n")
     write_text(path, "".join(lines))
+
+
+def _kept(picture: Path | Picture, path: Path) -> Path | None:
+    try:
+        image = open_picture(picture)
+    except UnreadableImageError:  # The item is unscored with this as its reason.
+        return None
+    replace_file(path, lambda temporary: image.save(temporary, format="PNG"))
+    return path
 
 
 def render_comparison(comparison: Comparison, *, fmt: Literal["md", "html"] = "md") -> str:
@@ -196,7 +212,9 @@ def _worst(scores: Sequence[Score]) -> list[Score]:
 
 def _tile(folder: Path, score: Score, item: Mapping[str, Any]) -> tuple[str, str]:
     value = "unscored" if score.value is None else number(score.value)
-    caption = f"{item['prompt']} · {value}" + (f" · {score.reason}" if score.reason else "")
+    answer = score.raw.get("answer") if isinstance(score.raw, Mapping) else None
+    given = (f"“{answer}”",) if answer is not None else ()
+    caption = " · ".join((item["prompt"], *given, value, *((score.reason,) if score.reason else ())))
     return _data_uri(folder / item["image"]), caption
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from segros_eval.evaluators import Sample
-from segros_eval.store import AnswerStore, ImageStore, UnreadableImageError, read_image
+from segros_eval.evaluators import EvalTask, Sample, World
+from segros_eval.fetch import hub_commit
+from segros_eval.pictures import open_picture
+from segros_eval.store import AnswerStore, ImageStore, UnreadableImageError
 from segros_train.errors import PrerequisiteError
 from segros_train.files import segros_home
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from segros_train.backbone import Backbone
     from segros_train.types import GenerationSettings
 
-__all__ = ["Shard", "answer_questions", "ask", "draw_images", "thin"]
+__all__ = ["Shard", "answer_questions", "ask", "benchmark_commit", "benchmark_folder", "draw_images", "thin"]
 
 Item = TypeVar("Item")
 Advance = Callable[[int], None]
@@ -46,8 +49,19 @@ def ask(stage: Stage, cell: Cell) -> list[Sample]:
     Raises:
         PrerequisiteError: If the evaluation's data is missing.
     """
-    data = segros_home() / "data" / cell.task.data if cell.task.data and stage.card.world == "photo" else None
+    data = benchmark_folder(cell.task, stage.card.world)
     return thin(list(cell.task.evaluator.samples(stage.card.world, data, (stage.seed,))), cell.limit)
+
+
+def benchmark_folder(task: EvalTask, world: World) -> Path | None:
+    """Return the folder of an evaluation's official files; None where it has none, or needs none in this world."""
+    return segros_home() / "data" / task.data if task.data and world == "photo" else None
+
+
+def benchmark_commit(task: EvalTask, world: World) -> str | None:
+    """Return the commit of an evaluation's files on the hub; None for files from elsewhere."""
+    folder = benchmark_folder(task, world)
+    return None if folder is None else hub_commit(folder)
 
 
 def thin(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
@@ -107,7 +121,7 @@ def answer_questions(
     advance: Advance,
     shard: Shard = Shard(),
 ) -> dict[str, str]:
-    """Answer the questions that `store` lacks.
+    """Answer the questions that `store` lacks: in words, or by the log-probabilities of their choices.
 
     Args:
         backbone: What answers.
@@ -123,15 +137,30 @@ def answer_questions(
     """
 
     def answer(batch: Sequence[Sample]) -> Iterator[None]:
-        images = [[read_image(Path(path)) for path in sample.images] for sample in batch]
-        questions = [sample.prompt for sample in batch]
-        answers = backbone.answer(images, questions, max_new_tokens=max_new_tokens)
-        for sample, text in zip(batch, answers, strict=True):
-            store.put(sample, text)
-            yield
+        for _, alike in groupby(batch, key=lambda sample: bool(sample.choices)):
+            part = list(alike)
+            for sample, given in zip(part, _given(backbone, part, max_new_tokens), strict=True):
+                store.put(sample, given)
+                yield
 
     wanted = shard.of(samples)
-    return _respond(wanted, store.missing(wanted), answer, batch_size=batch_size, advance=advance)
+    # Questions of like length share a batch, so that little of it is padding; the longest show at once whether
+    # memory suffices. Answers do not depend on it.
+    pending = sorted(store.missing(wanted), key=_longest_first)
+    return _respond(wanted, pending, answer, batch_size=batch_size, advance=advance)
+
+
+def _longest_first(sample: Sample) -> tuple[bool, int, str]:
+    return not sample.choices, -len(sample.prompt), sample.item_id
+
+
+def _given(backbone: Backbone, batch: Sequence[Sample], max_new_tokens: int) -> Sequence[str | list[float]]:
+    """Return the answers to questions that all have choices, or all have none."""
+    images = [[open_picture(picture) for picture in sample.images] for sample in batch]
+    questions = [sample.prompt for sample in batch]
+    if batch[0].choices:
+        return backbone.choice_logprobs(images, questions, [sample.choices for sample in batch])
+    return backbone.answer(images, questions, max_new_tokens=max_new_tokens)
 
 
 def _respond(

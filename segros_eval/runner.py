@@ -7,9 +7,8 @@ answers by evaluator) and `evals/<evaluator>/` (scores and result). What is fini
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from functools import partial
@@ -25,8 +24,8 @@ from segros_eval.progress import Listener, Tell
 from segros_eval.provenance import software
 from segros_eval.ranks import Ranks, local_device
 from segros_eval.report import write_items
-from segros_eval.respond import Shard, answer_questions, ask, draw_images
-from segros_eval.score import summarise
+from segros_eval.respond import Shard, answer_questions, ask, benchmark_commit, draw_images
+from segros_eval.score import explained, summarise, windows
 from segros_eval.store import AnswerStore, ImageStore, read_result, write_result, write_scores
 from segros_eval.toolbox import open_tools
 from segros_train.errors import PrerequisiteError
@@ -39,12 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "run_plan", "train_stage"]
 
-SCORED_AT_ONCE = 128
 DATA_SEED = 0
 """Seed of embedded training data: fixed, so that the runs of several seeds train on the same set."""
 MAX_NEW_TOKENS = 32
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +252,8 @@ def _run_cell(model: _Model, cell: Cell, kept: Result | None) -> Outcome | None:
     if kept is not None:
         return Outcome(stage, cell, folder, kept, reused=True)
     try:
+        if cell.task.kind == "harness":
+            return Outcome(stage, cell, folder, _score_elsewhere(model, cell))
         samples = ask(stage, cell)
         began = time.monotonic()
         responses, refused = _respond(model, cell.task, samples)
@@ -284,11 +282,11 @@ def _score(
     scores: list[Score] = []
     with closing(open_tools(task, stage.card.world, log=place / "judge.log")) as tools:
         with model.listener.phase(f"score  {task.name}: {_title(stage)}", len(samples)) as tell:
-            for part, answers in _windows(samples, responses):
+            for part, answers in windows(samples, responses):
                 scores += task.evaluator.score(part, answers, tools)
                 tell(len(part))
     record = tools.record
-    scores = [_explained(score, refused) for score in scores]
+    scores = [explained(score, refused) for score in scores]
     seconds = {"respond": respond_seconds, "score": round(time.monotonic() - began, 2)}
     result = summarise(
         task,
@@ -349,17 +347,14 @@ def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[l
     return [answers.get(sample) for sample in samples], refused
 
 
-def _windows(samples: Sequence[Sample], responses: Sequence[Any]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
-    for start in range(0, len(samples), SCORED_AT_ONCE):
-        window = slice(start, start + SCORED_AT_ONCE)
-        yield samples[window], responses[window]
+def _score_elsewhere(model: _Model, cell: Cell) -> Result:
+    """Let another harness ask, score and sum up."""
+    from segros_eval.harness import harness_cell
 
-
-def _explained(score: Score, refused: Mapping[str, str]) -> Score:
-    """Say of an item without a response why the backbone refused it."""
-    if score.status != "unscored" or score.item_id not in refused:
-        return score
-    return dataclasses.replace(score, reason=f"{score.reason}: {refused[score.item_id]}".lstrip(": "))
+    if model.ranks.num_ranks > 1:
+        raise PrerequisiteError(f"{cell.task.name} runs in one process; start it without a launcher.")
+    provenance = partial(_provenance, model, cell)
+    return harness_cell(model.backbone, model.stage, cell, model.folder, model.listener, provenance)
 
 
 def _provenance(model: _Model, cell: Cell, seconds: dict[str, float]) -> dict[str, Any]:
@@ -380,6 +375,7 @@ def _provenance(model: _Model, cell: Cell, seconds: dict[str, float]) -> dict[st
         "training": model.training,
         "settings": plain(stage.settings),
         "evaluator": plain(cell.task.evaluator),
+        "questions": benchmark_commit(cell.task, stage.card.world),
         "subset": cell.limit is not None,
         "limit": cell.limit,
         "seconds": seconds,

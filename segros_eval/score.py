@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segros_eval.evaluators import EvalTask, Evaluator, Result, Score, Tools, World
+from segros_eval.evaluators import EvalTask, Evaluator, Result, Sample, Score, Tools, World
 from segros_eval.fingerprint import evaluation_code, plain
 from segros_eval.folders import FolderFault, ImageFolder
 from segros_eval.provenance import software
 from segros_train.errors import PrerequisiteError
 from segros_train.files import content_key, file_sha256
 
-__all__ = ["FolderScore", "count_images", "score_folder", "summarise", "world_of"]
+__all__ = ["FolderScore", "count_images", "explained", "score_folder", "summarise", "windows", "world_of"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _IMAGES_AT_ONCE = 64
+_SCORED_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,25 @@ def _protocol(evaluator: Evaluator, world: World) -> str:
     if world != "shapes" or not judged:
         return evaluator.protocol
     return f"{evaluator.protocol.partition(' judged by')[0]} judged by the reader of the embedded world"
+
+
+def windows(samples: Sequence[Sample], responses: Sequence[Any]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
+    """Yield samples with their responses, a few at a time, so that progress shows."""
+    for start in range(0, len(samples), _SCORED_AT_ONCE):
+        window = slice(start, start + _SCORED_AT_ONCE)
+        yield samples[window], responses[window]
+
+
+def explained(score: Score, refused: Mapping[str, str]) -> Score:
+    """Say of an item without a response why the backbone refused it.
+
+    Args:
+        score: A score.
+        refused: Reasons by item id.
+    """
+    if score.status != "unscored" or score.item_id not in refused:
+        return score
+    return dataclasses.replace(score, reason=f"{score.reason}: {refused[score.item_id]}".lstrip(": "))
 
 
 def world_of(task: EvalTask, folder: Path) -> World:

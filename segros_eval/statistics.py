@@ -12,7 +12,7 @@ E. B. Wilson, 1927 (interval of a share); Q. McNemar, 1947 (paired binary outcom
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +21,19 @@ from numpy.typing import NDArray
 from segros_eval.evaluators import Interval, Score
 
 __all__ = [
+    "REPLICATES",
     "Aggregate",
     "Difference",
+    "Floats",
     "Totals",
     "bootstrap_intervals",
+    "can_vary",
+    "draw_weights",
     "macro_mean",
     "mcnemar_exact",
     "paired_difference",
     "pooled_mean",
+    "replicate_interval",
     "wilson_interval",
 ]
 
@@ -134,11 +139,11 @@ def bootstrap_intervals(
     (drawn,) = _resampled([table], strata, replicates=replicates, rng=np.random.default_rng(seed))
     estimator = f"{unit}-clustered bootstrap, {replicates} replicates"
     intervals = {}
-    for name, aggregate in metrics.items() if _can_vary(strata) else ():
-        intervals[name] = _interval(aggregate(drawn), estimator, num_clusters=len(table.clusters), unit=unit)
+    for name, aggregate in metrics.items() if can_vary(strata) else ():
+        intervals[name] = replicate_interval(aggregate(drawn), estimator, num_clusters=len(table.clusters), unit=unit)
     for column, group in enumerate(table.groups):
         num_clusters = int(np.count_nonzero(table.counts[:, column]))
-        intervals[group] = _interval(drawn.means[:, column], estimator, num_clusters=num_clusters, unit=unit)
+        intervals[group] = replicate_interval(drawn.means[:, column], estimator, num_clusters=num_clusters, unit=unit)
     return {name: interval for name, interval in intervals.items() if interval is not None}
 
 
@@ -177,7 +182,7 @@ def paired_difference(
     tables = [_tabulate(layout, of_a), _tabulate(layout, of_b)]
     strata = tables[0].strata(stratified=stratified)
     interval = None
-    if _can_vary(strata):
+    if can_vary(strata):
         drawn_a, drawn_b = _resampled(tables, strata, replicates=replicates, rng=np.random.default_rng(seed))
         estimator = f"paired {unit}-clustered bootstrap, {replicates} replicates"
         interval = _percentiles(aggregate(drawn_a) - aggregate(drawn_b), estimator)
@@ -284,11 +289,7 @@ def _resampled(
 ) -> list[Totals]:
     """Return the totals of each table over the same draws of clusters."""
     blocks: list[list[Totals]] = [[] for _ in tables]
-    for start in range(0, replicates, _BLOCK):
-        weights = np.zeros((min(_BLOCK, replicates - start), len(tables[0].clusters)))
-        for members in strata:
-            chances = np.full(len(members), 1 / len(members))
-            weights[:, members] = rng.multinomial(len(members) - 1, chances, size=len(weights))
+    for weights in draw_weights(strata, replicates=replicates, rng=rng):
         for block, table in zip(blocks, tables, strict=True):
             block.append(table.totals(weights))
     return [
@@ -301,7 +302,25 @@ def _resampled(
     ]
 
 
-def _can_vary(strata: Sequence[NDArray[np.intp]]) -> bool:
+def draw_weights(strata: Sequence[NDArray[np.intp]], *, replicates: int, rng: np.random.Generator) -> Iterator[Floats]:
+    """Yield how often each cluster is drawn, [block, clusters], in blocks of replicates.
+
+    Args:
+        strata: Places of the clusters that are resampled among themselves; together they cover every place.
+        replicates: Number of replicates.
+        rng: Source of the draws.
+    """
+    num_clusters = sum(map(len, strata))
+    for start in range(0, replicates, _BLOCK):
+        weights = np.zeros((min(_BLOCK, replicates - start), num_clusters))
+        for members in strata:
+            chances = np.full(len(members), 1 / len(members))
+            weights[:, members] = rng.multinomial(len(members) - 1, chances, size=len(weights))
+        yield weights
+
+
+def can_vary(strata: Sequence[NDArray[np.intp]]) -> bool:
+    """Tell whether every stratum has clusters to choose from; one alone says nothing about spread."""
     return all(len(members) > 1 for members in strata)
 
 
@@ -313,7 +332,15 @@ def _percentiles(values: Floats, estimator: str) -> Interval | None:
     return Interval(float(low), float(high), estimator)
 
 
-def _interval(values: Floats, estimator: str, *, num_clusters: int, unit: str) -> Interval | None:
+def replicate_interval(values: Floats, estimator: str, *, num_clusters: int, unit: str) -> Interval | None:
+    """Return the 95% percentile interval of replicates, in percent; Wilson's where all of them are 0 or all 1.
+
+    Args:
+        values: [R] replicates; those that are not finite are left out.
+        estimator: Name of the estimator.
+        num_clusters: Number of clusters behind them.
+        unit: What a cluster is.
+    """
     interval = _percentiles(values, estimator)
     if interval is None or interval.low < interval.high or interval.low not in (0.0, 100.0):
         return interval

@@ -173,7 +173,9 @@ class AnswerStore:
         return [sample for sample in samples if self._key(sample) not in self._answers]
 
     def _key(self, sample: Sample) -> str:
-        return content_key({**self._conditions, "item_id": sample.item_id, "question": sample.prompt})
+        asked: dict[str, Any] = {"item_id": sample.item_id, "question": sample.prompt}
+        asked |= {"images": [picture.name for picture in sample.images], "choices": list(sample.choices)}
+        return content_key({**self._conditions, **asked})
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:

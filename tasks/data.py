@@ -1,6 +1,6 @@
 """Training data (the paper's two sets, and the embedded world) and the official files of benchmarks."""
 
-from segros_eval.fetch import BenchmarkData, PinnedFile
+from segros_eval.fetch import BenchmarkData, HubFiles, PinnedFile, Sheet
 from segros_train.types import DataCard
 
 shapes = DataCard(
@@ -136,4 +136,36 @@ compbench = BenchmarkData(
         ),
     ),
     licence="Apache-2.0 (val_comp.json), MIT (the rest)",
+)
+mme = BenchmarkData(
+    name="mme",
+    hub=HubFiles(repo="lmms-lab/MME", patterns=("data/test-*.parquet",)),
+    sheet=Sheet(name="MME.tsv", md5="b36b43c3f09801f5d368627fb92187c3"),
+    licence="for research only",
+)
+pope = BenchmarkData(
+    name="pope",
+    hub=HubFiles(repo="lmms-lab/POPE", patterns=("data/test-*.parquet",)),
+    sheet=Sheet(name="POPE.tsv", md5="c12f5acb142f2ef1f85a26ba2fbe41d5"),
+    licence="MIT; pictures of COCO",
+)
+gqa = BenchmarkData(
+    name="gqa",
+    hub=HubFiles(
+        repo="lmms-lab/GQA",
+        patterns=("testdev_balanced_instructions/*.parquet", "testdev_balanced_images/*.parquet"),
+    ),
+    sheet=Sheet(name="GQA_TestDev_Balanced.tsv", md5="99b62f22e224d9b2f32dcbe41359d1c9"),
+)
+mmmu = BenchmarkData(
+    name="mmmu",
+    hub=HubFiles(repo="lmms-lab/MMMU", patterns=("data/validation-*.parquet",)),
+    sheet=Sheet(name="MMMU_DEV_VAL.tsv", md5="585e8ad75e73f75dcad265dfd0417d64"),
+    licence="Apache-2.0",
+)
+seed = BenchmarkData(
+    name="seed",
+    hub=HubFiles(repo="lmms-lab/SEED-Bench", patterns=("data/test-*.parquet",)),
+    sheet=Sheet(name="SEEDBench_IMG.tsv", md5="68017231464752261a2526d6ca3a10c0"),
+    licence="CC BY-NC 4.0",
 )

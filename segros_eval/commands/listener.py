@@ -22,7 +22,7 @@ class RichListener:
         self.console = err()
 
     @contextmanager
-    def phase(self, title: str, total: int) -> Iterator[Tell]:
+    def phase(self, title: str, total: int | None) -> Iterator[Tell]:
         """Follow one phase."""
         began = time.monotonic()
         columns = (

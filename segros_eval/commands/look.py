@@ -65,7 +65,7 @@ def _sections(catalog: Catalog) -> list[tuple[str, list[tuple[str, str]]]]:
         ),
         (
             "Benchmark files",
-            [(name, ", ".join(file.name for file in data.files)) for name, data in catalog.benchmarks.items()],
+            [(name, data.summary) for name, data in catalog.benchmarks.items()],
         ),
         ("Tables", [(name, table.table) for name, table in catalog.tables.items()]),
     ]

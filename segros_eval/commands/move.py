@@ -26,9 +26,13 @@ Name = Annotated[str, typer.Argument(help="Name of a benchmark, or all.")]
 @data.command("fetch")
 def fetch(name: Name) -> None:
     """Fetch a benchmark's official files and check their digests."""
-    from segros_eval.fetch import fetch_file, file_fault, home_of
+    from segros_eval.fetch import fetch_file, fetch_hub, file_fault, home_of
 
     for benchmark in _benchmarks(name):
+        if benchmark.hub is not None:
+            with err().status(f"{benchmark.hub.repo}: fetching"):
+                commit = fetch_hub(benchmark.hub, home_of(benchmark))
+            emit(f"fetched   {home_of(benchmark)} ({benchmark.hub.repo} at {commit})")
         for file in benchmark.files:
             if file_fault(file, home_of(benchmark)) is None:
                 emit(f"there     {home_of(benchmark) / file.name}")
@@ -41,11 +45,13 @@ def fetch(name: Name) -> None:
 
 @data.command("check")
 def check(name: Name = "all") -> None:
-    """Tell whether a benchmark's files are there and are what the protocol means."""
+    """Tell whether a benchmark's files are there and are what the protocol means, every row and picture included."""
     from segros_eval.fetch import file_fault, home_of
 
     faulty = False
     for benchmark in _benchmarks(name):
+        if benchmark.hub is not None:
+            faulty |= _questions_faulty(benchmark)
         for file in benchmark.files:
             fault = file_fault(file, home_of(benchmark))
             faulty |= fault is not None
@@ -54,6 +60,27 @@ def check(name: Name = "all") -> None:
     if faulty:
         err().print("Fetch what is missing with `segros data fetch`.")
         raise typer.Exit(FAILED)
+
+
+def _questions_faulty(benchmark: BenchmarkData) -> bool:
+    """Tell what is wrong with a benchmark of questions, and whether anything is."""
+    from segros_eval.catalog import load_catalog
+    from segros_eval.fetch import home_of
+    from segros_eval.question_check import check_questions
+
+    folder = home_of(benchmark)
+    asking = [task for task in load_catalog().evaluators.values() if task.data == benchmark.name]
+    with err().status(f"{benchmark.name}: reading") as status:
+        count = _Bytes(lambda total: status.update(f"{benchmark.name}: {total:,} questions read"))
+        found = [check_questions(task, benchmark, folder, advance=count) for task in asking]
+    faults = list(dict.fromkeys(fault for one in found for fault in one.faults))
+    for fault in faults:
+        out().print(Text.assemble((f"{benchmark.name}  ", "bold red"), fault), soft_wrap=True)
+    if not faults:
+        number = sum(one.num_questions for one in found)
+        commit = next((f", commit {one.commit}" for one in found if one.commit), "")
+        out().print(Text.assemble(("ok        ", "green"), f"{folder} ({number:,} questions{commit})"), soft_wrap=True)
+    return bool(faults)
 
 
 class _Bytes:

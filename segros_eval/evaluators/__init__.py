@@ -27,6 +27,7 @@ __all__ = [
     "Judge",
     "JudgeReply",
     "JudgeRequest",
+    "Picture",
     "Result",
     "Sample",
     "Score",
@@ -34,6 +35,26 @@ __all__ = [
 ]
 
 World = Literal["photo", "shapes"]
+
+
+class Picture(Protocol):
+    """A picture that is read when it is looked at: a row of a table, a member of an archive, a drawn scene.
+
+    Pictures are values: equal ones show the same.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in its data set, the same wherever the data set lies."""
+        ...
+
+    def open(self) -> Image:
+        """Read it.
+
+        Raises:
+            UnreadableImageError: If it is missing or damaged.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,8 @@ class Sample:
         kind: `"image"` asks for a picture of `prompt`, `"answer"` for a text about `images`.
         prompt: Text as the benchmark writes it.
         seed: Seed of the draw; equal (prompt, seed, settings) share one image between evaluators.
-        images: Paths of the pictures a question is about.
+        images: The pictures a question is about: paths, or what opens as a picture.
+        choices: Possible answers whose log-probabilities are asked for; none asks for a text.
         metadata: The benchmark's own record of the item.
     """
 
@@ -55,7 +77,8 @@ class Sample:
     kind: Literal["image", "answer"]
     prompt: str
     seed: int = 0
-    images: tuple[Path, ...] = ()
+    images: tuple[Path | Picture, ...] = ()
+    choices: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -287,7 +310,7 @@ class EvalTask:
         name: Name on the command line, e.g. `"geneval"`.
         title: Name in tables, e.g. `"GenEval"`.
         evaluator: The protocol with its options.
-        kind: Whether backbones draw or answer.
+        kind: Whether backbones draw or answer, or a harness of others asks them.
         worlds: Worlds it can run in.
         data: Name of its data set for `segros data fetch`; None where only the embedded world is covered.
         paper: Where the published numbers stand, e.g. `"Table 1"`.
@@ -296,7 +319,7 @@ class EvalTask:
     name: str
     title: str
     evaluator: Evaluator
-    kind: Literal["image", "answer"]
+    kind: Literal["image", "answer", "harness"]
     worlds: tuple[World, ...]
     data: str | None = None
     paper: str = ""

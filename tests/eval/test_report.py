@@ -10,6 +10,7 @@ from PIL import Image
 
 from segros_eval.compare import Contrast, compare_runs
 from segros_eval.evaluators import Interval, Result, Sample, Score
+from segros_eval.pictures import ScenePicture
 from segros_eval.report import render_comparison, render_report, write_items
 from segros_eval.statistics import Difference
 from segros_eval.store import write_result, write_scores
@@ -225,3 +226,16 @@ def test_a_folder_without_a_whole_plan_is_refused_by_name(tmp_path, content):
 def test_a_markdown_report_holds_metrics_failures_and_settings(illustrated):
     text = render_report(illustrated, fmt="md")
     assert "## geneval: metrics" in text and "| 1 | unscored | colors | no image |" in text and "`harmon-tiny`" in text
+
+
+def test_a_report_shows_drawn_pictures_beside_the_answers_that_were_given(tmp_path):
+    folder = run(tmp_path / "a", scores(0.5))
+    place = folder / "evals" / "geneval"
+    asked = [Sample(f"{n}", f"{n}", "answer", f"what is {n}?", images=(ScenePicture(1, n),)) for n in range(100)]
+    raw = {"answer": "a ring", "gold": "red"}
+    given = [Score(one.item_id, one.cluster_id, raw, "a ring", "scored", 0.0, "right is red") for one in asked]
+    write_scores(place / "scores.jsonl", given)
+    write_items(place / "items.jsonl", asked, ["a ring"] * 100)
+    assert len(list((place / "pictures").glob("*.png"))) == 25
+    page = render_report(folder)
+    assert "data:image/png" in page and "“a ring” · 0.0 · right is red" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segros_eval.evaluators import Sample
+from segros_eval.pictures import ScenePicture
 from segros_eval.respond import Shard, answer_questions, draw_images, thin
 from segros_eval.store import AnswerStore, ImageStore
 from segros_train.backbone import Backbone
@@ -141,6 +143,66 @@ def test_a_question_about_an_unreadable_image_is_left_out_alone(tmp_path: Path) 
     )
     assert list(refused) == ["b"] and "b.png" in refused["b"]
     assert answers.get(asked[0]) == "what? (5, 4)"
+
+
+def test_questions_of_like_length_share_a_batch_and_the_longest_come_first(tmp_path: Path) -> None:
+    picture = ScenePicture(1, 1)
+    asked = [
+        Sample(str(n), "a", "answer", "why? " * length, images=(picture,)) for n, length in enumerate((1, 9, 2, 8))
+    ]
+    painter, answers = Painter(), AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
+    answer_questions(
+        cast(Backbone, painter), asked, answers, max_new_tokens=4, batch_size=2, advance=lambda count: None
+    )
+    assert [[len(text) // 5 for text in batch] for batch in painter.batches] == [[9, 8], [2, 1]]
+    assert [answers.get(sample) for sample in asked] == [f"{sample.prompt} (96, 96)" for sample in asked]
+
+
+class Weigher(Painter):
+    """Weighs choices by their length, and answers what has none."""
+
+    def choice_logprobs(
+        self, images: Any, questions: Sequence[str], choices: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        return [[-float(len(choice)) for choice in row] for row in choices]
+
+
+def test_questions_with_choices_are_weighed_and_others_answered_in_one_run(tmp_path: Path) -> None:
+    picture = ScenePicture(1, 1)
+    asked = [
+        Sample(str(n), "a", "answer", f"which? {n}", images=(picture,), choices=("Yes", "No") if n % 2 else ())
+        for n in range(4)
+    ]
+    answers = AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
+    answer_questions(
+        cast(Backbone, Weigher()), asked, answers, max_new_tokens=4, batch_size=3, advance=lambda count: None
+    )
+    weights = [-3.0, -2.0]
+    expected = ["which? 0 (96, 96)", weights, "which? 2 (96, 96)", weights]
+    assert [answers.get(sample) for sample in asked] == expected
+
+
+def test_processes_that_share_a_file_answer_each_question_once_between_them(tmp_path: Path) -> None:
+    asked = [Sample(str(n), "a", "answer", f"which? {n}", images=(ScenePicture(1, 1),)) for n in range(11)]
+    batches = []
+    for rank in range(3):
+        painter, answers = Painter(), AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
+        backbone = cast(Backbone, painter)
+        answer_questions(
+            backbone, asked, answers, max_new_tokens=4, batch_size=2, advance=lambda n: None, shard=Shard(rank, 3)
+        )
+        batches += painter.batches
+    assert sorted(text for batch in batches for text in batch) == sorted(sample.prompt for sample in asked)
+    assert AnswerStore(tmp_path / "answers.jsonl", backbone_key="key").missing(asked) == []
+
+
+def test_an_answer_is_of_its_pictures_and_its_choices(tmp_path: Path) -> None:
+    answers = AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
+    asked = Sample("1", "a", "answer", "which?", images=(ScenePicture(1, 1),))
+    answers.put(asked, "yes")
+    assert answers.get(asked) == "yes"
+    for other in (replace(asked, images=(ScenePicture(1, 2),)), replace(asked, choices=("Yes", "No"))):
+        assert answers.missing([other]) == [other]
 
 
 @given(num_prompts=st.integers(1, 60), limit=st.integers(1, 80))

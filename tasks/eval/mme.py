@@ -1,0 +1,14 @@
+"""MME: yes/no questions in fourteen categories of perception and cognition."""
+
+from segros_eval.evaluators import EvalTask
+from segros_eval.evaluators.mme import MME
+
+MME_TASK = EvalTask(
+    name="mme",
+    title="MME",
+    evaluator=MME(),
+    kind="answer",
+    worlds=("photo", "shapes"),
+    data="mme",
+    paper="Table 2",
+)

@@ -1,0 +1,14 @@
+"""POPE: yes/no questions about objects that are in the picture and that are not."""
+
+from segros_eval.evaluators import EvalTask
+from segros_eval.evaluators.pope import POPE
+
+POPE_TASK = EvalTask(
+    name="pope",
+    title="POPE",
+    evaluator=POPE(),
+    kind="answer",
+    worlds=("photo", "shapes"),
+    data="pope",
+    paper="Table 2",
+)

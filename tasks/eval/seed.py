@@ -1,0 +1,14 @@
+"""SEED-Bench: questions with four options in nine dimensions of pictures."""
+
+from segros_eval.evaluators import EvalTask
+from segros_eval.evaluators.seed import SEED
+
+SEED_TASK = EvalTask(
+    name="seed",
+    title="SEED",
+    evaluator=SEED(),
+    kind="answer",
+    worlds=("photo", "shapes"),
+    data="seed",
+    paper="Table 2",
+)
