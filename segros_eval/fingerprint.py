@@ -76,7 +76,7 @@ def weights_digest(card: BackboneCard, checkpoint: Path | None) -> dict[str, str
     return _folder_digest(folder) if folder.is_dir() else {}
 
 
-def encoding_identity(card: BackboneCard, data: DataCard, *, limit: int | None = None) -> dict[str, Any]:
+def encoding_identity(card: BackboneCard, data: DataCard) -> dict[str, Any]:
     """Return what determines what frozen parts make of training images, whatever was trained on top of them."""
     return {
         "config": plain(card.config),
@@ -84,7 +84,6 @@ def encoding_identity(card: BackboneCard, data: DataCard, *, limit: int | None =
         "image_size_px": card.image_size_px,
         "generation": data.generation,
         "revision": data.revision,
-        "limit": limit,
     }
 
 

@@ -213,7 +213,7 @@ openuni_tiny = BackboneCard(
             decoder_layers=(1, 1, 1, 1, 1),
             num_residual_levels=4,
             attention_head_dim=16,
-            scale=1.0,
+            scale=1.0157,
         ),
         num_queries=24,
         max_tiles=1,

@@ -32,21 +32,6 @@ harmon_tiny = Recipe(
     i2t_batch_size=8,
 )
 
-RECIPES = {
-    "harmon-0.5b": harmon_05b,
-    "harmon-1.5b": replace(harmon_05b, optimizer_steps=1250, batch_size=48),
-    "harmon-tiny": harmon_tiny,
-    "harmon-tiny-pretrain": replace(
-        harmon_tiny,
-        optimizer_steps=3200,
-        batch_size=64,
-        i2t_batch_size=16,
-        learning_rate=1.2e-3,
-        warmup_steps=200,
-        weight_decay=0.02,
-    ),
-}
-
 # OpenUni. The paper's 5K steps are upstream's iterations, one micro-batch each, sixteen of which make an update, so
 # 312 updates; the warm-up of 50 iterations is 3 updates. The language model is frozen: no i2t loss.
 openuni_16b = Recipe(
@@ -62,8 +47,20 @@ openuni_16b = Recipe(
 openuni_tiny = replace(
     openuni_16b, optimizer_steps=80, accumulation=1, batch_size=32, learning_rate=1e-4, warmup_steps=10
 )
+
 RECIPES = {
-    **RECIPES,
+    "harmon-0.5b": harmon_05b,
+    "harmon-1.5b": replace(harmon_05b, optimizer_steps=1250, batch_size=48),
+    "harmon-tiny": harmon_tiny,
+    "harmon-tiny-pretrain": replace(
+        harmon_tiny,
+        optimizer_steps=3200,
+        batch_size=64,
+        i2t_batch_size=16,
+        learning_rate=1.2e-3,
+        warmup_steps=200,
+        weight_decay=0.02,
+    ),
     "openuni-1.6b": openuni_16b,
     "openuni-3.6b": replace(openuni_16b, batch_size=20),
     "openuni-tiny": openuni_tiny,

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "data", "encode", "export", "fetch"]
 
-data = typer.Typer(
-    no_args_is_help=True, help="Fetch and check the official files of benchmarks; encode training images."
-)
+data = typer.Typer(no_args_is_help=True, help="Fetch and check the files of benchmarks; encode training images.")
 Name = Annotated[str, typer.Argument(help="Name of a benchmark, or all.")]
 
 
@@ -62,7 +60,9 @@ def check(name: Name = "all") -> None:
 def encode(
     backbone: Annotated[str, typer.Argument(help="Name of a backbone with frozen parts.")],
     name: Annotated[str | None, typer.Option("--data", help="Training data in place of the backbone's.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Encode the first images only, to try it out.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Encode the first images only; the others are computed in training.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Compute what a backbone's frozen parts make of training images once, for every later training to read."""
@@ -87,7 +87,7 @@ def encode(
     if problems:
         raise PrerequisiteError("\n".join(map(str, problems)))
     source = open_generation(located(chosen.generation), seed=DATA_SEED, limit=limit)
-    folder = cache_folder(card.name, encoding_identity(card, chosen, limit=limit))
+    folder = cache_folder(card.name, encoding_identity(card, chosen))
     model = backbones.load(card, device=local_device() if device == "auto" else device)
     with err().status(f"{card.name}: {len(source):,} images") as status:
         count = _Count(lambda done: status.update(f"{card.name}: {done:,} of {len(source):,} images"))

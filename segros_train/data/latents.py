@@ -7,6 +7,7 @@ written last names them, so that a stopped encoding goes on with the first file 
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -125,24 +126,24 @@ def encode(
         PrerequisiteError: If the backbone keeps nothing, or the folder cannot be written.
     """
     kept = find_cache(folder)
-    if kept is not None:
+    if kept is not None and len(kept) >= len(source):
         advance(len(kept))
         return kept
+    (folder / INDEX).unlink(missing_ok=True)
     item_ids: list[str] = []
     names: tuple[str, ...] = ()
     for shard, start in enumerate(range(0, len(source), SHARD_ITEMS)):
         indices = range(start, min(start + SHARD_ITEMS, len(source)))
         path = _shard(folder, shard)
         ids_path = path.with_suffix(".json")
-        if path.is_file() and ids_path.is_file():
-            shard_ids = json.loads(ids_path.read_text(encoding="utf-8"))
-            with safe_open(path, framework="pt") as kept_shard:
-                names = tuple(kept_shard.keys())
-        else:
+        shard_ids = json.loads(ids_path.read_text(encoding="utf-8")) if ids_path.is_file() and path.is_file() else []
+        if len(shard_ids) < len(indices):
+            ids_path.unlink(missing_ok=True)
             shard_ids, tensors = _encoded(backbone, source, indices, batch_size=batch_size)
-            names = tuple(tensors)
-            replace_file(path, lambda target, tensors=tensors: save_file(tensors, target))
+            replace_file(path, functools.partial(save_file, tensors))
             write_json(ids_path, shard_ids)
+        with safe_open(path, framework="pt") as whole:
+            names = tuple(whole.keys())
         item_ids += shard_ids
         advance(len(indices))
     write_json(folder / INDEX, {"format": FORMAT, "tensors": sorted(names), "items": item_ids})

@@ -24,7 +24,13 @@ from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings
 
 CONFIG = OpenUniConfig(
     llm=LanguageConfig(
-        hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=420, max_positions=512
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        vocab_size=420,
+        max_positions=512,
     ),
     connector=ConnectorConfig(intermediate_size=40, num_heads=2, num_layers=1),
     sana=SanaConfig(num_heads=2, head_dim=16, num_layers=2, num_cross_heads=2, cross_head_dim=16, caption_channels=24),
@@ -34,8 +40,8 @@ CONFIG = OpenUniConfig(
     autoencoder=AutoencoderConfig(
         latent_channels=4,
         channels=(8, 8, 8, 8, 8),
-        encoder_layers=(1, 0, 0, 0, 1),
-        decoder_layers=(1, 0, 0, 0, 1),
+        encoder_layers=(1, 1, 1, 1, 1),
+        decoder_layers=(1, 1, 1, 1, 1),
         num_residual_levels=4,
         attention_head_dim=4,
         scale=1.0,

@@ -232,6 +232,12 @@ class OpenUni(Backbone):
         """Yield one image per prompt; see `sampling.draw`."""
         return sampling.draw(self, prompts, seeds=seeds, settings=settings)
 
+    def redraw(
+        self, images: Sequence[Image], requests: Sequence[str], *, seeds: Sequence[int], settings: GenerationSettings
+    ) -> Iterator[Image]:
+        """Yield each image drawn anew as its request says; see `sampling.redraw`."""
+        return sampling.redraw(self, images, requests, seeds=seeds, settings=settings)
+
     def answer(self, images: Sequence[Sequence[Image]], questions: Sequence[str], *, max_new_tokens: int) -> list[str]:
         """Answer each question about its images by greedy decoding.
 

@@ -70,7 +70,7 @@ SHIFT = 3.0
 """Shift of the noise levels: which object a cell holds is decided where noise is strong, as sampling has it."""
 
 AUTOENCODER = PartRecipe(steps=3600, batch_size=8, learning_rate=2e-3)
-UNDERSTANDING = PartRecipe(steps=1500, batch_size=24, learning_rate=2e-3)
+UNDERSTANDING = PartRecipe(steps=1000, batch_size=24, learning_rate=2e-3)
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segros_train.backbones.images import to_images
+from segros_train.backbones.images import to_images, to_pixels
 from segros_train.backbones.openuni.flow import schedule, solve
 from segros_train.backbones.openuni.model import OpenUniModel, inference
+from segros_train.backbones.openuni.prompts import NO_CAPTION
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from segros_train.backbones.openuni.adapter import OpenUni
     from segros_train.types import GenerationSettings
 
-__all__ = ["draw", "guided", "initial_noise", "sample"]
+__all__ = ["draw", "guided", "initial_noise", "redraw", "sample"]
 
 OPTIONS = ("precision",)
 
@@ -143,30 +145,113 @@ def draw(
     Raises:
         ValueError: If there is not one seed per prompt, or an option is unknown.
     """
+    _check(prompts, seeds, settings)
+    return _drawn(backbone, prompts, seeds, settings)
+
+
+def _check(prompts: Sequence[str], seeds: Sequence[int], settings: GenerationSettings) -> None:
     unknown = sorted(set(settings.options) - set(OPTIONS))
     if len(prompts) != len(seeds) or unknown:
         raise ValueError(f"{len(prompts)} prompts with {len(seeds)} seeds; unknown options: {unknown or 'none'}.")
-    return _drawn(backbone, prompts, seeds, settings)
 
 
 def _drawn(
     backbone: OpenUni, prompts: Sequence[str], seeds: Sequence[int], settings: GenerationSettings
 ) -> Iterator[Image]:
-    model, size = backbone.model, settings.batch_size
     conditions, empty = _Conditions(backbone, prompts), None
-    for start in range(0, len(prompts), size):
-        part = prompts[start : start + size]
-        with inference(model, precision=settings.options.get("precision", "auto")):
-            if empty is None:
+    for part in _parts(len(prompts), settings):
+        with _inference(backbone, settings):
+            if empty is None and settings.cfg_scale != 1.0:
                 empty = backbone.conditions([backbone.tokenizer.no_caption()])
-            noise = initial_noise(part, seeds[start : start + size], backbone.latent_shape)
-            latents = sample(
-                model,
-                conditions.of(part),
-                empty,
-                settings.temperature * noise.to(backbone.device),
-                num_steps=settings.num_steps,
-                cfg_scale=settings.cfg_scale,
+            rows = conditions.of(prompts[part])
+            drawn = _images(backbone, rows, empty, (prompts[part], seeds[part]), settings)
+        yield from drawn
+
+
+def redraw(
+    backbone: OpenUni,
+    images: Sequence[Image],
+    requests: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    settings: GenerationSettings,
+) -> Iterator[Image]:
+    """Return an iterator of each image drawn anew as its request says, from its own visual embeddings.
+
+    The unconditional rows have the image as well; only the request is missing.
+
+    Args:
+        backbone: What draws.
+        images: Images; the largest square in the middle is taken.
+        requests: One per image.
+        seeds: One per image.
+        settings: Sampling settings.
+
+    Raises:
+        ValueError: If there is not one request and one seed per image, or an option is unknown.
+
+    Source: wusize/OpenUni scripts/image_edit.py @ d1703fc
+    """
+    _check(requests, seeds, settings)
+    if len(images) != len(requests):
+        raise ValueError(f"{len(images)} images have {len(requests)} requests.")
+    return _redrawn(backbone, images, requests, seeds, settings)
+
+
+def _redrawn(
+    backbone: OpenUni,
+    images: Sequence[Image],
+    requests: Sequence[str],
+    seeds: Sequence[int],
+    settings: GenerationSettings,
+) -> Iterator[Image]:
+    size = backbone.card.image_size_px
+    for part in _parts(len(images), settings):
+        pixels = torch.stack([to_pixels(_centre(image), size) for image in images[part]])
+        with _inference(backbone, settings):
+            seen = backbone.model.see(pixels.to(backbone.device))
+            count, visual = seen.shape[1], seen.flatten(0, 1)
+            asked, bare = (
+                [backbone.tokenizer.request(text, num_hints=count) for text in texts]
+                for texts in (requests[part], [NO_CAPTION] * len(pixels))
             )
-            images = to_images(model.decode_latents(latents))
-        yield from images
+            rows = backbone.conditions(asked, visual)
+            empty = None if settings.cfg_scale == 1.0 else backbone.conditions(bare, visual)
+            drawn = _images(backbone, rows, empty, (requests[part], seeds[part]), settings)
+        yield from drawn
+
+
+def _centre(image: Image) -> Image:
+    """Cut the largest square out of the middle."""
+    image = image.convert("RGB")
+    side = min(image.size)
+    left, top = ((extent - side) // 2 for extent in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
+def _parts(count: int, settings: GenerationSettings) -> Iterator[slice]:
+    return (slice(start, start + settings.batch_size) for start in range(0, count, settings.batch_size))
+
+
+def _inference(backbone: OpenUni, settings: GenerationSettings) -> AbstractContextManager[None]:
+    return inference(backbone.model, precision=settings.options.get("precision", "auto"))
+
+
+def _images(
+    backbone: OpenUni,
+    conditions: Tensor,
+    empty: Tensor | None,
+    key: tuple[Sequence[str], Sequence[int]],
+    settings: GenerationSettings,
+) -> list[Image]:
+    """Draw one image per row of conditions; texts and seeds are the key of where each starts."""
+    noise = initial_noise(*key, backbone.latent_shape).to(backbone.device)
+    latents = sample(
+        backbone.model,
+        conditions,
+        conditions[:1] if empty is None else empty,
+        settings.temperature * noise,
+        num_steps=settings.num_steps,
+        cfg_scale=settings.cfg_scale,
+    )
+    return to_images(backbone.model.decode_latents(latents))
