@@ -18,9 +18,9 @@ import segros_train
 from segros_train.backbones import SHIPPED_WEIGHTS
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
-from segros_train.types import BackboneCard
+from segros_train.types import BackboneCard, DataCard
 
-__all__ = ["evaluation_code", "plain", "training_code", "weights_digest"]
+__all__ = ["encoding_identity", "evaluation_code", "plain", "training_code", "weights_digest"]
 
 TRAIN = Path(segros_train.__file__).parent
 EVAL = Path(__file__).parent
@@ -86,6 +86,17 @@ def weights_digest(card: BackboneCard, checkpoint: Path | None) -> dict[str, str
         return {file.role: file.sha256 or f"{file.repo}/{file.filename or ''}" for file in card.weights}
     folder = SHIPPED_WEIGHTS / card.name
     return _folder_digest(folder) if folder.is_dir() else {}
+
+
+def encoding_identity(card: BackboneCard, data: DataCard) -> dict[str, Any]:
+    """Return what determines what frozen parts make of training images, whatever was trained on top of them."""
+    return {
+        "config": plain(card.config),
+        "weights": weights_digest(card, None),
+        "image_size_px": card.image_size_px,
+        "generation": data.generation,
+        "revision": data.revision,
+    }
 
 
 def _folder_digest(folder: Path) -> dict[str, str]:

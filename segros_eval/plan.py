@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,13 @@ class Cell:
         task: The evaluation, overrides applied.
         limit: Largest number of prompts or questions; None for all.
         key: Content hash of everything that determines the numbers.
+        frozen: Whether no method changes the answers: the numbers stand under the method that trains nothing.
     """
 
     task: EvalTask
     limit: int | None
     key: str
+    frozen: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,13 +146,23 @@ def make_plan(catalog: Catalog, request: Request) -> RunPlan:
     changed = _collected(problems, [functools.partial(_override, owners, overrides)])
     if problems:
         raise PrerequisiteError("\n".join(dict.fromkeys(problems)))
-    stages = tuple(
+    stages = [
         _stage(request, changed[0], task, card, seed, chosen.evaluators[card.name])
         for card in chosen.backbones
         for task in chosen.methods
         for seed in dict.fromkeys(request.seeds)
-    )
-    return RunPlan(stages=stages, tasks_source=catalog.source)
+    ]
+    return RunPlan(stages=tuple(_frozen_once(stages)), tasks_source=catalog.source)
+
+
+def _frozen_once(stages: Iterable[Stage]) -> Iterator[Stage]:
+    """Leave the answers of a frozen language model to the first stage of its backbone."""
+    seen: set[str] = set()
+    for stage in stages:
+        kept = tuple(cell for cell in stage.cells if not (cell.frozen and stage.card.name in seen))
+        if any(cell.frozen for cell in stage.cells):
+            seen.add(stage.card.name)
+        yield dataclasses.replace(stage, cells=kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,13 +272,18 @@ def _training_owners(catalog: Catalog, request: Request, chosen: _Chosen) -> dic
     for card in chosen.backbones:
         for task in chosen.methods:
             if task.method is not None:
-                found[_recipe_owner(task, card)] = catalog.recipes.get(task.recipe or card.recipe)
+                found[_recipe_owner(task, card)] = catalog.recipes.get(_recipe_name(task, card))
         found[f"data:{card.name}"] = catalog.data.get(request.data or card.data)
     return {owner: value for owner, value in found.items() if value is not None}
 
 
 def _recipe_owner(task: TrainTask, card: BackboneCard) -> str:
-    return f"recipe:{task.recipe or card.recipe}"
+    return f"recipe:{_recipe_name(task, card)}"
+
+
+def _recipe_name(task: TrainTask, card: BackboneCard) -> str:
+    """Return a task's own recipe or the backbone's; pretraining takes the backbone's recipe of that name."""
+    return task.recipe or (f"{card.recipe}-{task.name}" if task.from_scratch else card.recipe)
 
 
 def _check_training(problems: list[str], catalog: Catalog, request: Request, chosen: _Chosen) -> None:
@@ -276,7 +293,7 @@ def _check_training(problems: list[str], catalog: Catalog, request: Request, cho
         return
     for card in chosen.backbones:
         for task in chosen.methods:
-            name = task.recipe or card.recipe
+            name = _recipe_name(task, card)
             if task.method is not None and name not in catalog.recipes:
                 asking = f"Method {task.name!r}" if task.recipe else f"Backbone {card.name!r}"
                 problems.append(f"{asking}: {unknown_name('recipe', name, catalog.recipes)}")
@@ -332,8 +349,9 @@ def _stage_key(stage: Stage, *, num_ranks: int) -> str:
 
 
 def _cell(stage: Stage, task: EvalTask, limit: int | None) -> Cell:
+    frozen = stage.card.understanding_is_frozen and task.kind == "answer" and not stage.task.from_scratch
     determined_by = {
-        "stage": stage.key,
+        "stage": _frozen_key(stage.card) if frozen else stage.key,
         "settings": plain(dataclasses.replace(stage.settings, batch_size=1)),
         "image_size_px": stage.card.image_size_px,
         "evaluator": plain(task.evaluator),
@@ -342,4 +360,16 @@ def _cell(stage: Stage, task: EvalTask, limit: int | None) -> Cell:
         "code": evaluation_code(task.evaluator),
         "questions": benchmark_commit(task, stage.card.world),
     }
-    return Cell(task=task, limit=limit, key=content_key(determined_by))
+    return Cell(task=task, limit=limit, key=content_key(determined_by), frozen=frozen)
+
+
+def _frozen_key(card: BackboneCard) -> str:
+    """Return a hash of what determines the answers of a frozen language model: the card's own weights and the code."""
+    return content_key(
+        {
+            "family": card.family,
+            "config": plain(card.config),
+            "weights": weights_digest(card, None),
+            "code": training_code(card.family),
+        }
+    )

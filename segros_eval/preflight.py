@@ -127,9 +127,8 @@ def missing_weights(card: BackboneCard) -> list[Problem]:
         folder = SHIPPED_WEIGHTS / card.name
         if (folder / "config.json").is_file():
             return []
-        return [
-            Problem(f"The weights of {card.name} should come with segros, {folder} lacks them", "Install it again.")
-        ]
+        remedy = f"Install it again, or make them: segros train --method pretrain --backbone {card.name}."
+        return [Problem(f"The weights of {card.name} should come with segros, {folder} lacks them", remedy)]
     family = importlib.import_module(f"segros_train.backbones.{card.family}")
     return [_problem(text) for text in family.missing_weights(card, None)]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segros_eval.evaluators import EvalTask, Result, Sample, Score
-from segros_eval.fingerprint import plain, weights_digest
+from segros_eval.fingerprint import encoding_identity, plain, weights_digest
 from segros_eval.lock import held
 from segros_eval.plan import Cell, RunPlan, Stage
 from segros_eval.preflight import located
@@ -41,6 +41,8 @@ __all__ = ["Outcome", "run_plan", "train_stage"]
 DATA_SEED = 0
 """Seed of embedded training data: fixed, so that the runs of several seeds train on the same set."""
 MAX_NEW_TOKENS = 32
+UNTRAINED = "none"
+"""Name of the method that trains nothing, which the answers of a frozen language model belong to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,10 +220,15 @@ def _sources(stage: Stage) -> tuple[GenerationSource, InstructionSource | None]:
 
 
 def _beginning(stage: Stage, folder: Path, device: str) -> Backbone:
-    """Return the weights that training starts from: the backbone's, or random ones."""
-    if not stage.task.from_scratch:
-        return load_backbone(stage, None, device)
+    """Return the weights that training starts from: the backbone's, with what was encoded for it, or random ones."""
     from segros_train.backbone import Realisation
+    from segros_train.data.latents import cache_folder, find_cache
+
+    if not stage.task.from_scratch:
+        assert stage.data is not None
+        backbone = load_backbone(stage, None, device)
+        backbone.kept_states = find_cache(cache_folder(stage.card.name, encoding_identity(stage.card, stage.data)))
+        return backbone
     from segros_train.pretrain import prepare
 
     backbone = prepare(stage.card, directory=folder / "train", seed=stage.seed)
@@ -291,7 +298,7 @@ def _score(
     result = summarise(
         task,
         scores,
-        method=stage.task.name,
+        method=UNTRAINED if cell.frozen else stage.task.name,
         backbone=stage.card.name,
         seeds=(stage.seed,),
         world=stage.card.world,
@@ -367,6 +374,7 @@ def _provenance(model: _Model, cell: Cell, seconds: dict[str, float]) -> dict[st
         "device": _device_name(model.device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "task": plain(stage.task),
+        "understanding_is_frozen": cell.frozen,
         "weights": weights_digest(stage.card, model.source),
         "data": stage.data.name if stage.data else None,
         "recipe": plain(recipe),

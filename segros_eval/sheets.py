@@ -235,6 +235,12 @@ def _notes(table: Table, reference: Reference) -> Iterator[str]:
     if table.published.note:
         yield table.published.note
     yield from _measurement_notes(table.measured)
+    frozen = sorted({result.backbone for result in table.measured if result.provenance.get("understanding_is_frozen")})
+    if frozen:
+        yield (
+            f"The language model of {', '.join(frozen)} is frozen: no method changes its answers, which are measured "
+            "once and stand with the method that trains nothing."
+        )
     if any(row.starred or any(cell.starred for cell in row.cells) for row in table.rows):
         yield f"`*` {reference.star}"
     leaks = {row.data for row in table.rows if row.contaminated and row.data}

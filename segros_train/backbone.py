@@ -8,7 +8,7 @@ and a `load` function; nothing else changes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -67,6 +67,16 @@ class Backbone(nn.Module, ABC):
 
     card: BackboneCard
     realisation: Realisation
+    kept_states: Mapping[str, Mapping[str, Tensor]] | None = None
+    """What frozen parts make of items, by item id, encoded beforehand; items it lacks are computed."""
+
+    def frozen_states(self, batch: GenerationBatch) -> dict[str, Tensor]:
+        """Return what frozen parts alone make of a batch, by name, each [B, ...]: what `segros data encode` keeps.
+
+        Raises:
+            PrerequisiteError: If the backbone keeps nothing.
+        """
+        raise PrerequisiteError(f"{self.card.title} takes nothing that was encoded beforehand; train it without.")
 
     @abstractmethod
     def embed(self, batch: GenerationBatch) -> Embeddings:

@@ -10,6 +10,7 @@ without it, and with narrower first weights, ignored every caption after 2,500 u
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import math
 import time
@@ -387,6 +388,8 @@ def prepare(
 ) -> Harmon:
     """Build a Harmon whose tokenizer and autoencoder are trained and which has begun to read.
 
+    A card of another family goes to the `prepare` of its own module `pretrain`.
+
     Args:
         card: A card of the embedded world.
         directory: Where the parts are kept, so that a stopped run goes on.
@@ -398,9 +401,12 @@ def prepare(
     Raises:
         PrerequisiteError: If the card is not one of the embedded world's, or the folder cannot be written.
     """
+    if card.family != "harmon":
+        family = importlib.import_module(f"segros_train.backbones.{card.family}.pretrain")
+        return family.prepare(card, directory=directory, seed=seed)
     from segros_train.backbones.harmon import fresh
 
-    if card.world != "shapes" or card.family != "harmon":
+    if card.world != "shapes":
         raise PrerequisiteError(
             f"{card.name} cannot be pretrained here, only Harmon backbones of the embedded world; "
             "fine-tune it with another --method."

@@ -220,6 +220,7 @@ class BackboneCard:
         recipe: Name of the default recipe.
         data: Name of the default training data.
         licence: Licence of the weights.
+        understanding_is_frozen: Whether no method changes what it answers, so that its answers are judged once.
         notes: What a reader of the leaderboard should know (contamination, source of the weights).
     """
 
@@ -234,6 +235,7 @@ class BackboneCard:
     data: str
     weights: tuple[WeightFile, ...] = ()
     licence: str = ""
+    understanding_is_frozen: bool = False
     notes: str = ""
 
 
@@ -317,7 +319,7 @@ class TrainTask:
         method: What decides the supervision; None trains nothing (the paper's "w/o SFT").
         attention: Attention over the image block in training and sampling (paper section 8.2, or the backbone's).
         hint_slot: Where hints stand; None takes the backbone's default for the method.
-        recipe: Name of the recipe; None takes the backbone's.
+        recipe: Name of the recipe; None takes the backbone's, or from scratch its `<recipe>-<name of the task>`.
         from_scratch: Whether to start from random weights: the pretraining of a tiny backbone.
         paper: Reference of the published numbers, e.g. `"Table 1"`.
     """

@@ -3,6 +3,14 @@
 from dataclasses import replace
 
 from segros_train.backbones.harmon.config import DiffusionConfig, HarmonConfig, LanguageConfig, MarConfig, VaeConfig
+from segros_train.backbones.openuni.config import (
+    AutoencoderConfig,
+    ConnectorConfig,
+    OpenUniConfig,
+    SanaConfig,
+    VisionConfig,
+)
+from segros_train.backbones.openuni.config import LanguageConfig as OpenUniLanguageConfig
 from segros_train.types import BackboneCard, GenerationSettings, WeightFile
 
 harmon_05b = BackboneCard(
@@ -97,4 +105,125 @@ harmon_tiny = BackboneCard(
     data="shapes",
     licence="Apache-2.0",
     notes="Pretrained on the embedded world by `segros train --method pretrain --backbone harmon-tiny`.",
+)
+
+# OpenUni. Sizes of the generators are those of the published Sana models at 512 px.
+openuni_16b = BackboneCard(
+    name="openuni-1.6b",
+    family="openuni",
+    title="OpenUni-1.6B",
+    config=OpenUniConfig(
+        llm=OpenUniLanguageConfig(hidden_size=896, intermediate_size=4864, num_layers=24, num_heads=14, num_kv_heads=2),
+        connector=ConnectorConfig(intermediate_size=3072, num_heads=14),
+        sana=SanaConfig(num_heads=36, head_dim=32, num_layers=28, num_cross_heads=16, cross_head_dim=72),
+    ),
+    world="photo",
+    image_size_px=512,
+    settings=GenerationSettings(num_steps=20, cfg_scale=4.5),
+    recipe="openuni-1.6b",
+    data="midjourney-v6",
+    weights=(
+        WeightFile(
+            role="model", repo="wusize/openuni", filename="openuni_b_internvl3_1b_sana_0_6b_512_hf_text2image23m.pth"
+        ),
+        WeightFile(role="lmm", repo="OpenGVLab/InternVL3-1B-hf"),
+        WeightFile(role="tokenizer", repo="OpenGVLab/InternVL3-1B-hf"),
+        WeightFile(
+            role="transformer",
+            repo="Efficient-Large-Model/Sana_600M_512px_diffusers",
+            filename="transformer/diffusion_pytorch_model.safetensors",
+        ),
+        WeightFile(
+            role="scheduler",
+            repo="Efficient-Large-Model/Sana_600M_512px_diffusers",
+            filename="scheduler/scheduler_config.json",
+        ),
+        WeightFile(
+            role="vae",
+            repo="mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers",
+            filename="diffusion_pytorch_model.safetensors",
+        ),
+        WeightFile(role="vae-config", repo="mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", filename="config.json"),
+    ),
+    licence="NTU S-Lab License 1.0 (non-commercial)",
+    understanding_is_frozen=True,
+    notes="The base without distillation from GPT-4o (text2image23m), as the paper takes it.",
+)
+openuni_36b = replace(
+    openuni_16b,
+    name="openuni-3.6b",
+    title="OpenUni-3.6B",
+    config=OpenUniConfig(
+        llm=OpenUniLanguageConfig(
+            hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12, num_kv_heads=2
+        ),
+        connector=ConnectorConfig(intermediate_size=8960, num_heads=24),
+        sana=SanaConfig(num_heads=70, head_dim=32, num_layers=20, num_cross_heads=20, cross_head_dim=112),
+    ),
+    recipe="openuni-3.6b",
+    weights=(
+        WeightFile(
+            role="model", repo="wusize/openuni", filename="openuni_l_internvl3_2b_sana_1_6b_512_hf_text2image23m.pth"
+        ),
+        WeightFile(role="lmm", repo="OpenGVLab/InternVL3-2B-hf"),
+        WeightFile(role="tokenizer", repo="OpenGVLab/InternVL3-2B-hf"),
+        WeightFile(
+            role="transformer",
+            repo="Efficient-Large-Model/Sana_1600M_512px_diffusers",
+            filename="transformer/diffusion_pytorch_model.safetensors",
+        ),
+        WeightFile(
+            role="scheduler",
+            repo="Efficient-Large-Model/Sana_1600M_512px_diffusers",
+            filename="scheduler/scheduler_config.json",
+        ),
+        WeightFile(
+            role="vae",
+            repo="mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers",
+            filename="diffusion_pytorch_model.safetensors",
+        ),
+        WeightFile(role="vae-config", repo="mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", filename="config.json"),
+    ),
+)
+openuni_tiny = BackboneCard(
+    name="openuni-tiny",
+    family="openuni",
+    title="OpenUni-tiny",
+    config=OpenUniConfig(
+        llm=OpenUniLanguageConfig(
+            hidden_size=128,
+            intermediate_size=256,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=2,
+            vocab_size=640,
+            max_positions=1024,
+        ),
+        connector=ConnectorConfig(intermediate_size=192, num_heads=4, num_layers=2),
+        sana=SanaConfig(
+            num_heads=9, head_dim=16, num_layers=6, num_cross_heads=6, cross_head_dim=24, caption_channels=128
+        ),
+        vision=VisionConfig(
+            hidden_size=96, intermediate_size=192, num_layers=3, num_heads=4, image_size_px=96, patch_size_px=8
+        ),
+        autoencoder=AutoencoderConfig(
+            latent_channels=16,
+            channels=(8, 16, 32, 64, 64),
+            encoder_layers=(1, 1, 1, 1, 1),
+            decoder_layers=(1, 1, 1, 1, 1),
+            num_residual_levels=4,
+            attention_head_dim=16,
+            scale=1.0157,
+        ),
+        num_queries=24,
+        max_tiles=1,
+    ),
+    world="shapes",
+    image_size_px=96,
+    settings=GenerationSettings(num_steps=20, cfg_scale=3.0, batch_size=64),
+    recipe="openuni-tiny",
+    data="shapes",
+    licence="Apache-2.0",
+    understanding_is_frozen=True,
+    notes="Pretrained on the embedded world by `segros train --method pretrain --backbone openuni-tiny`.",
 )

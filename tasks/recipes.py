@@ -32,6 +32,22 @@ harmon_tiny = Recipe(
     i2t_batch_size=8,
 )
 
+# OpenUni. The paper's 5K steps are upstream's iterations, one micro-batch each, sixteen of which make an update, so
+# 312 updates; the warm-up of 50 iterations is 3 updates. The language model is frozen: no i2t loss.
+openuni_16b = Recipe(
+    optimizer_steps=312,
+    accumulation=16,
+    batch_size=42,
+    learning_rate=1e-5,
+    warmup_steps=3,
+    weight_decay=0.01,
+    betas=(0.9, 0.95),
+    i2t_weight=0.0,
+)
+openuni_tiny = replace(
+    openuni_16b, optimizer_steps=80, accumulation=1, batch_size=32, learning_rate=1e-4, warmup_steps=10
+)
+
 RECIPES = {
     "harmon-0.5b": harmon_05b,
     "harmon-1.5b": replace(harmon_05b, optimizer_steps=1250, batch_size=48),
@@ -46,5 +62,11 @@ RECIPES = {
         warmup_steps=100,
         weight_decay=0.02,
         precision="bf16",
+    ),
+    "openuni-1.6b": openuni_16b,
+    "openuni-3.6b": replace(openuni_16b, batch_size=20),
+    "openuni-tiny": openuni_tiny,
+    "openuni-tiny-pretrain": replace(
+        openuni_tiny, optimizer_steps=300, batch_size=64, learning_rate=2e-4, warmup_steps=20, weight_decay=0.02
     ),
 }

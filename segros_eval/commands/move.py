@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from segros_eval.fetch import BenchmarkData
     from segros_train.backbone import Backbone
 
-__all__ = ["check", "data", "export", "fetch"]
+__all__ = ["check", "data", "encode", "export", "fetch"]
 
-data = typer.Typer(no_args_is_help=True, help="Fetch and check the official files of benchmarks.")
+data = typer.Typer(no_args_is_help=True, help="Fetch and check the files of benchmarks; encode training images.")
 Name = Annotated[str, typer.Argument(help="Name of a benchmark, or all.")]
 
 
@@ -38,7 +38,7 @@ def fetch(name: Name) -> None:
                 emit(f"there     {home_of(benchmark) / file.name}")
                 continue
             with err().status(f"{file.name}: connecting") as status:
-                count = _Bytes(lambda total, file=file: status.update(f"{file.name}: {total / 2**20:.1f} MiB"))
+                count = _Count(lambda total, file=file: status.update(f"{file.name}: {total / 2**20:.1f} MiB"))
                 path = fetch_file(file, home_of(benchmark), advance=count)
             emit(f"fetched   {path}")
 
@@ -71,7 +71,7 @@ def _questions_faulty(benchmark: BenchmarkData) -> bool:
     folder = home_of(benchmark)
     asking = [task for task in load_catalog().evaluators.values() if task.data == benchmark.name]
     with err().status(f"{benchmark.name}: reading") as status:
-        count = _Bytes(lambda total: status.update(f"{benchmark.name}: {total:,} questions read"))
+        count = _Count(lambda total: status.update(f"{benchmark.name}: {total:,} questions read"))
         found = [check_questions(task, benchmark, folder, advance=count) for task in asking]
     faults = list(dict.fromkeys(fault for one in found for fault in one.faults))
     for fault in faults:
@@ -83,8 +83,47 @@ def _questions_faulty(benchmark: BenchmarkData) -> bool:
     return bool(faults)
 
 
-class _Bytes:
-    """Add up bytes and tell the sum."""
+@data.command("encode")
+def encode(
+    backbone: Annotated[str, typer.Argument(help="Name of a backbone with frozen parts.")],
+    name: Annotated[str | None, typer.Option("--data", help="Training data in place of the backbone's.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Encode the first images only; the others are computed in training.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Compute what a backbone's frozen parts make of training images once, for every later training to read."""
+    from segros_eval.catalog import load_catalog
+    from segros_eval.fingerprint import encoding_identity
+    from segros_eval.preflight import check_device, located, missing_data, missing_weights
+    from segros_eval.ranks import local_device
+    from segros_eval.runner import DATA_SEED
+    from segros_train import backbones
+    from segros_train.data.generation import open_generation
+    from segros_train.data.latents import cache_folder
+    from segros_train.data.latents import encode as encode_images
+
+    catalog = load_catalog()
+    if backbone not in catalog.backbones:
+        raise unknown_name("backbone", backbone, catalog.backbones)
+    card = catalog.backbones[backbone]
+    if (name or card.data) not in catalog.data:
+        raise unknown_name("data", name or card.data, catalog.data)
+    chosen = catalog.data[name or card.data]
+    problems = [*check_device(device), *missing_weights(card), *missing_data(chosen, dialogues=False)]
+    if problems:
+        raise PrerequisiteError("\n".join(map(str, problems)))
+    source = open_generation(located(chosen.generation), seed=DATA_SEED, limit=limit)
+    folder = cache_folder(card.name, encoding_identity(card, chosen))
+    model = backbones.load(card, device=local_device() if device == "auto" else device)
+    with err().status(f"{card.name}: {len(source):,} images") as status:
+        count = _Count(lambda done: status.update(f"{card.name}: {done:,} of {len(source):,} images"))
+        encode_images(model, source, folder, advance=count)
+    emit(f"written   {folder} ({len(source)} images)")
+
+
+class _Count:
+    """Add up and tell the sum."""
 
     def __init__(self, tell: Any) -> None:
         self.tell, self.total = tell, 0

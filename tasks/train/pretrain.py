@@ -10,6 +10,5 @@ pretrain = TrainTask(
     name="pretrain",
     title="Pretraining",
     method=SFT(all_hidden_share=0.35),
-    recipe="harmon-tiny-pretrain",
     from_scratch=True,
 )

@@ -1,0 +1,76 @@
+"""OpenUni: a frozen multimodal language model whose learned queries condition a diffusion transformer.
+
+This package imports no torch until a model is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segros_train.backbones.openuni.weights import locate, missing_weights
+from segros_train.errors import PrerequisiteError
+
+if TYPE_CHECKING:
+    from segros_train.backbones.openuni.adapter import OpenUni
+    from segros_train.types import BackboneCard
+
+__all__ = ["fresh", "load", "missing_weights"]
+
+
+def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu") -> OpenUni:
+    """Build an OpenUni with its weights, in eval mode.
+
+    Args:
+        card: What to build.
+        source: A checkpoint of ours, or a folder with a file of OpenUni's that lies over the card's own; None for
+            shipped weights, else the published files in `$SEGROS_HOME/weights/<name>` or the hub's cache.
+        device: Torch device.
+
+    Raises:
+        PrerequisiteError: If weights are missing, foreign or damaged, or a file of instructions cannot be read.
+    """
+    from segros_train.backbones.openuni import checkpoints, states
+    from segros_train.backbones.openuni.adapter import OpenUni
+    from segros_train.backbones.openuni.prompts import OpenUniTokenizer
+
+    found = locate(card, source)
+    if found.missing:
+        raise PrerequisiteError("\n".join((f"Weights of {card.name} are missing.", *found.missing)))
+    states.check_settings(card.config, found.files)
+    realisation, tokenizer = None, found.files.get("tokenizer")
+    state = states.hub_state(found.files) if card.weights else {}
+    if found.checkpoint is not None:
+        kept = checkpoints.read_checkpoint(found.checkpoint, card)
+        state, realisation = {**state, **kept.state}, kept.realisation
+        tokenizer = found.checkpoint / "tokenizer.json"
+    else:
+        state = states.overlaid(state, found.overlays)
+    assert tokenizer is not None
+    origin = str(found.checkpoint or found.overlays[-1])
+    model = states.build(card.config, state, origin=origin, device=device)
+    return OpenUni(card, model, OpenUniTokenizer.from_file(tokenizer), realisation=realisation)
+
+
+def fresh(card: BackboneCard, *, tokenizer: Path, seed: int, device: str = "cpu") -> OpenUni:
+    """Build an OpenUni with random weights, to be pretrained.
+
+    Args:
+        card: What to build.
+        tokenizer: A `tokenizer.json`.
+        seed: Seed of the weights.
+        device: Torch device.
+
+    Raises:
+        PrerequisiteError: If the tokenizer cannot be read.
+    """
+    import torch
+
+    from segros_train.backbones.openuni.adapter import OpenUni
+    from segros_train.backbones.openuni.model import OpenUniModel
+    from segros_train.backbones.openuni.prompts import OpenUniTokenizer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = OpenUniModel(card.config)
+    return OpenUni(card, model.to(device).eval(), OpenUniTokenizer.from_file(tokenizer))

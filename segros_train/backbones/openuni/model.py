@@ -1,0 +1,331 @@
+"""The modules of OpenUni and the paths through them.
+
+A frozen multimodal language model reads a prompt and then Q learned queries; their last hidden states pass the
+connector and a projection and become what the image generator attends to. Latents never enter the language model.
+
+Shapes: S tokens of a prompt, Q queries, D the language model's width, C channels of a latent cell.
+
+Source: wusize/OpenUni src/models/openuni/internvl3_sana_hf.py @ d1703fc
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderDC, SanaTransformer2DModel
+from torch import Tensor, nn
+from transformers import DynamicCache, InternVLConfig, InternVLForConditionalGeneration
+
+from segros_train.backbones.openuni.config import AutoencoderConfig, ConnectorConfig, OpenUniConfig, SanaConfig
+
+__all__ = ["OpenUniModel", "Prefix", "evaluating", "inference", "position_ids", "prefix_mask"]
+
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for part in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class _Mlp(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class _ConnectorLayer(nn.Module):
+    def __init__(self, config: ConnectorConfig, width: int) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.self_attn = _Attention(width, config.num_heads)
+        self.layer_norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = _Mlp(width, config.intermediate_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class _Connector(nn.Module):
+    """Mix the queries' hidden states in both directions; neither positions nor a last norm."""
+
+    def __init__(self, config: ConnectorConfig, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_ConnectorLayer(config, width) for _ in range(config.num_layers))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            if isinstance(module, _Mlp):
+                nn.init.normal_(module.fc1.bias, std=1e-6)
+                nn.init.normal_(module.fc2.bias, std=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def _language_and_vision(config: OpenUniConfig) -> InternVLForConditionalGeneration:
+    """Build the multimodal language model; what its class would assume otherwise is said in full."""
+    llm, vision = config.llm, config.vision
+    model = InternVLForConditionalGeneration(
+        InternVLConfig(
+            vision_config={
+                "hidden_size": vision.hidden_size,
+                "intermediate_size": vision.intermediate_size,
+                "num_hidden_layers": vision.num_layers,
+                "num_attention_heads": vision.num_heads,
+                "image_size": vision.image_size_px,
+                "patch_size": vision.patch_size_px,
+                "layer_norm_eps": vision.layer_norm_eps,
+                "attention_bias": True,
+                "use_mean_pooling": True,
+            },
+            text_config={
+                "model_type": "qwen2",
+                "hidden_size": llm.hidden_size,
+                "intermediate_size": llm.intermediate_size,
+                "num_hidden_layers": llm.num_layers,
+                "num_attention_heads": llm.num_heads,
+                "num_key_value_heads": llm.num_kv_heads,
+                "vocab_size": llm.vocab_size,
+                "max_position_embeddings": llm.max_positions,
+                "rms_norm_eps": llm.rms_norm_eps,
+                "rope_parameters": {"rope_type": "default", "rope_theta": llm.rope_theta},
+                "tie_word_embeddings": False,
+                "use_sliding_window": False,
+            },
+            downsample_ratio=0.5,
+            image_seq_length=vision.grid[0] * vision.grid[1],
+            tie_word_embeddings=False,
+        )
+    )
+    model.set_attn_implementation("sdpa")
+    return model
+
+
+def _sana(config: SanaConfig, channels: int) -> SanaTransformer2DModel:
+    return SanaTransformer2DModel(
+        in_channels=channels,
+        out_channels=channels,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_dim,
+        num_layers=config.num_layers,
+        num_cross_attention_heads=config.num_cross_heads,
+        cross_attention_head_dim=config.cross_head_dim,
+        cross_attention_dim=config.width,
+        caption_channels=config.caption_channels,
+        mlp_ratio=config.mlp_ratio,
+        norm_eps=config.norm_eps,
+        attention_bias=False,
+        interpolation_scale=None,
+        sample_size=1,
+    )
+
+
+def _autoencoder(config: AutoencoderConfig) -> AutoencoderDC:
+    num_levels = len(config.channels)
+    attending = num_levels - config.num_residual_levels
+    blocks = ("ResBlock",) * config.num_residual_levels + ("EfficientViTBlock",) * attending
+    scales: tuple[tuple[int, ...], ...] = ((),) * config.num_residual_levels + ((5,),) * attending
+    return AutoencoderDC(
+        latent_channels=config.latent_channels,
+        attention_head_dim=config.attention_head_dim,
+        encoder_block_types=blocks,
+        decoder_block_types=blocks,
+        encoder_block_out_channels=config.channels,
+        decoder_block_out_channels=config.channels,
+        encoder_layers_per_block=config.encoder_layers,
+        decoder_layers_per_block=config.decoder_layers,
+        encoder_qkv_multiscales=scales,
+        decoder_qkv_multiscales=scales,
+        upsample_block_type="interpolate",
+        downsample_block_type="conv",
+        scaling_factor=config.scale,
+    )
+
+
+def position_ids(valid: Tensor) -> Tensor:
+    """Return positions [B, S] that padding does not advance, for `valid` [B, S] bool."""
+    return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def prefix_mask(valid: Tensor, hints: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return who may attend to whom in a prompt whose hints see one another, [B, 1, S, S], to be added to scores.
+
+    Additive because a bool mask is read differently by different attention kernels; finite because a row of
+    padding would otherwise be NaN.
+
+    Args:
+        valid: [B, S] bool, False on padding.
+        hints: [B, S] bool, True where hints stand.
+        dtype: Type of the scores.
+
+    Source: SeGroS paper, section 8.2
+    """
+    size = valid.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool, device=valid.device).tril()
+    allowed = causal | (hints.unsqueeze(2) & hints.unsqueeze(1))
+    mask = (allowed & valid.unsqueeze(1)).unsqueeze(1)
+    return torch.zeros(mask.shape, dtype=dtype, device=valid.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+class Prefix:
+    """The keys and values of B prompts in the frozen language model.
+
+    Attributes:
+        cache: Keys and values, padding included.
+        valid: [B, S] bool, False on padding.
+    """
+
+    def __init__(self, cache: DynamicCache, valid: Tensor) -> None:
+        self.cache = cache
+        self.valid = valid
+
+
+class OpenUniModel(nn.Module):
+    """Multimodal language model, queries, connector, projection, image generator and autoencoder."""
+
+    def __init__(self, config: OpenUniConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.llm.hidden_size
+        self.lmm = _language_and_vision(config).requires_grad_(False).eval()
+        self.vae = _autoencoder(config.autoencoder).requires_grad_(False).eval()
+        self.transformer = _sana(config.sana, config.autoencoder.latent_channels)
+        self.connector = _Connector(config.connector, width)
+        self.projector = nn.Linear(width, config.sana.caption_channels)
+        self.meta_queries = nn.Parameter(torch.randn(config.num_queries, width) * width**-0.5)
+        if config.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+
+    def train(self, mode: bool = True) -> OpenUniModel:
+        """Set the mode of the trainable parts; what is frozen stays in eval mode."""
+        super().train(mode)
+        self.vae.eval()
+        self.lmm.eval()
+        return self
+
+    @property
+    def language(self) -> nn.Module:
+        """The language model without its head."""
+        return self.lmm.model.language_model
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Return rows [..., D] of the embedding table."""
+        return self.language.embed_tokens(ids)
+
+    def vision_input(self, images: Tensor) -> Tensor:
+        """Return what the vision tower reads of images [B, 3, height, width] in [-1, 1]: normalised, then resized."""
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+        size = (self.config.vision.image_size_px,) * 2
+        return F.interpolate(((images + 1) / 2 - mean) / std, size, mode="bilinear", align_corners=False)
+
+    def see(self, images: Tensor) -> Tensor:
+        """Return visual embeddings [B, N, D] of images [B, 3, height, width] in [-1, 1]."""
+        return self.lmm.model.get_image_features(self.vision_input(images)).pooler_output
+
+    @torch.no_grad()
+    def read(self, prompt: Tensor, valid: Tensor, *, hints: Tensor | None = None) -> Prefix:
+        """Read prompts without gradient: the queries' gradient needs their keys and values only.
+
+        Args:
+            prompt: [B, S, D] embeddings.
+            valid: [B, S] bool, False on padding.
+            hints: [B, S] bool, True on hints that see one another; None for causal attention throughout.
+        """
+        cache = DynamicCache(config=self.language.config)
+        self.language(
+            inputs_embeds=prompt,
+            attention_mask=valid.long() if hints is None else prefix_mask(valid, hints, prompt.dtype),
+            position_ids=position_ids(valid),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return Prefix(cache, valid)
+
+    def query(self, prefix: Prefix) -> Tensor:
+        """Return the last hidden states [B, Q, D] of the queries behind prompts; the prefix is used up."""
+        size = len(prefix.valid)
+        queries = self.meta_queries.to(self.language.embed_tokens.weight.dtype).expand(size, -1, -1)
+        valid = F.pad(prefix.valid, (0, queries.shape[1]), value=True)
+        return self.language(
+            inputs_embeds=queries,
+            attention_mask=valid.long(),
+            position_ids=position_ids(valid)[:, prefix.valid.shape[1] :],
+            past_key_values=prefix.cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    def condition(self, hidden: Tensor) -> Tensor:
+        """Return what the generator attends to, [B, Q, caption channels], of the queries' states [B, Q, D]."""
+        return self.projector(self.connector(hidden.to(self.projector.weight.dtype)))
+
+    def velocity(self, noisy: Tensor, conditions: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the generator's estimate of noise minus latents, [B, C, h, w].
+
+        Args:
+            noisy: [B, C, h, w].
+            conditions: [B, Q, caption channels].
+            timesteps: [B] float, in [0, 1000].
+        """
+        return self.transformer(noisy, encoder_hidden_states=conditions, timestep=timesteps, return_dict=False)[0]
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Return latents [B, C, h, w] in the generator's scale of images [B, 3, height, width] in [-1, 1]."""
+        images = images.to(next(self.vae.parameters()).dtype)
+        return self.vae.encode(images, return_dict=False)[0].float() * self.config.autoencoder.scale
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Return images [B, 3, height, width], about [-1, 1], of latents [B, C, h, w] in the generator's scale."""
+        latents = (latents / self.config.autoencoder.scale).to(next(self.vae.parameters()).dtype)
+        return self.vae.decode(latents, return_dict=False)[0]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Keep a model in eval mode, as a context."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def inference(model: nn.Module, *, precision: Literal["auto", "fp32", "bf16"] = "auto") -> Iterator[None]:
+    """Run a model in eval mode without gradient, as a context.
+
+    Args:
+        model: The model.
+        precision: Of matrix products; `"auto"` is bf16 on CUDA and fp32 elsewhere.
+    """
+    device = next(model.parameters()).device.type
+    low = precision == "bf16" or (precision == "auto" and device == "cuda")
+    with evaluating(model), torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=low):
+        yield
