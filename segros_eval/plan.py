@@ -252,13 +252,18 @@ def _training_owners(catalog: Catalog, request: Request, chosen: _Chosen) -> dic
     for card in chosen.backbones:
         for task in chosen.methods:
             if task.method is not None:
-                found[_recipe_owner(task, card)] = catalog.recipes.get(task.recipe or card.recipe)
+                found[_recipe_owner(task, card)] = catalog.recipes.get(_recipe_name(task, card))
         found[f"data:{card.name}"] = catalog.data.get(request.data or card.data)
     return {owner: value for owner, value in found.items() if value is not None}
 
 
 def _recipe_owner(task: TrainTask, card: BackboneCard) -> str:
-    return f"recipe:{task.recipe or card.recipe}"
+    return f"recipe:{_recipe_name(task, card)}"
+
+
+def _recipe_name(task: TrainTask, card: BackboneCard) -> str:
+    """Name the recipe of a training: the task's own, else the backbone's, which has another one for pretraining."""
+    return task.recipe or (f"{card.name}-pretrain" if task.from_scratch else card.recipe)
 
 
 def _check_training(problems: list[str], catalog: Catalog, request: Request, chosen: _Chosen) -> None:
@@ -268,7 +273,7 @@ def _check_training(problems: list[str], catalog: Catalog, request: Request, cho
         return
     for card in chosen.backbones:
         for task in chosen.methods:
-            name = task.recipe or card.recipe
+            name = _recipe_name(task, card)
             if task.method is not None and name not in catalog.recipes:
                 asking = f"Method {task.name!r}" if task.recipe else f"Backbone {card.name!r}"
                 problems.append(f"{asking}: {unknown_name('recipe', name, catalog.recipes)}")

@@ -227,9 +227,9 @@ def _beginning(stage: Stage, folder: Path, device: str) -> Backbone:
     if not stage.task.from_scratch:
         return load_backbone(stage, None, device)
     from segros_train.backbone import Realisation
-    from segros_train.pretrain import prepare
+    from segros_train.pretrain import begin
 
-    backbone = prepare(stage.card, directory=folder / "train", seed=stage.seed)
+    backbone = begin(stage.card, directory=folder / "train", seed=stage.seed)
     backbone.realise(Realisation(attention=stage.task.attention, hint_slot=stage.task.hint_slot))
     return backbone.to(device)
 

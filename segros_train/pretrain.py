@@ -10,6 +10,7 @@ without it, and with narrower first weights, ignored every caption after 2,500 u
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import math
 import time
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
+    from segros_train.backbone import Backbone
     from segros_train.backbones.harmon.adapter import Harmon
     from segros_train.backbones.harmon.config import VaeConfig
     from segros_train.backbones.harmon.vae import AutoencoderKL
@@ -44,6 +46,7 @@ __all__ = [
     "NUM_SCENES",
     "SCENES_SEED",
     "AutoencoderRecipe",
+    "begin",
     "build_tokenizer",
     "encode_scenes",
     "latent_scale",
@@ -301,6 +304,23 @@ def learn_to_read(backbone: Harmon, *, directory: Path, seed: int, num_scenes: i
         seed=seed,
     )
     backbone.load_state_dict(load(backbone.card, source=outcome.checkpoint).state_dict())
+
+
+def begin(card: BackboneCard, *, directory: Path, seed: int) -> Backbone:
+    """Prepare a tiny backbone for its pretraining, as its family does.
+
+    Args:
+        card: A card of the embedded world.
+        directory: Where the parts are kept, so that a stopped run goes on.
+        seed: Seed of every weight.
+
+    Raises:
+        PrerequisiteError: If the card is not one that can be pretrained, or the folder cannot be written.
+    """
+    if card.family == "harmon":
+        return prepare(card, directory=directory, seed=seed)
+    family = importlib.import_module(f"segros_train.backbones.{card.family}.pretrain")
+    return family.prepare(card, directory=directory, seed=seed)
 
 
 def prepare(

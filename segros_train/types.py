@@ -313,7 +313,8 @@ class TrainTask:
         attention: Attention over the image block in training and sampling (paper section 8.2, or the backbone's).
         hint_slot: Where hints stand; None takes the backbone's default for the method.
         recipe: Name of the recipe; None takes the backbone's.
-        from_scratch: Whether to start from random weights: the pretraining of a tiny backbone.
+        from_scratch: Whether to start from random weights: the pretraining of a tiny backbone, whose recipe is then
+            `<backbone>-pretrain`.
         paper: Reference of the published numbers, e.g. `"Table 1"`.
     """
 

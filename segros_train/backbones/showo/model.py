@@ -7,9 +7,6 @@ Source: showlab/Show-o models/modeling_showo.py, models/phi.py, models/clip_enco
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +17,7 @@ from segros_train.backbones.showo.config import ClipConfig, ShowoConfig
 from segros_train.backbones.showo.prompts import IGNORED
 from segros_train.backbones.showo.vq import MagvitV2
 
-__all__ = ["ShowoModel", "evaluating", "inference", "initialise", "swap_learning"]
+__all__ = ["ShowoModel", "evaluating", "inference", "initialise"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -123,6 +120,10 @@ class ShowoModel(nn.Module):
 
         Images of another size are resized to the tower's, which for images prepared to be drawn is the same crop.
         """
+        return self.tower_features(self.normalised(images))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return images [B, 3, h, w] in [-1, 1] as the vision tower wants them, in its size."""
         assert self.config.clip is not None
         side = self.config.clip.image_size_px
         if images.shape[2:] != (side, side):
@@ -131,7 +132,7 @@ class ShowoModel(nn.Module):
         mean, deviation = (
             torch.tensor(value, device=images.device).view(3, 1, 1) for value in (CLIP_MEAN, CLIP_DEVIATION)
         )
-        return self.tower_features(((images + 1) / 2 - mean) / deviation)
+        return ((images + 1) / 2 - mean) / deviation
 
     def tower_features(self, pixels: Tensor) -> Tensor:
         """Return the patches [B, N, width] of the tower's last but one block for normalised pixels [B, 3, h, w]."""
@@ -201,20 +202,6 @@ class ShowoModel(nn.Module):
     def next_token_nll(self, states: Tensor, labels: Tensor) -> Tensor:
         """Return `nll` of labels [B, S] that follow states [B, S, D] by one place."""
         return self.nll(states[:, :-1], labels[:, 1:])
-
-
-@contextmanager
-def swap_learning(model: nn.Module, parts: tuple[nn.Module, ...]) -> Iterator[None]:
-    """Let frozen parts of a model learn, and nothing else, as a context."""
-    kept = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    model.requires_grad_(False)
-    for part in parts:
-        part.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(kept[name])
 
 
 def initialise(model: ShowoModel, rng: torch.Generator) -> None:
