@@ -72,7 +72,7 @@ RECIPES = {
         weight_decay=0.02,
     ),
     "show-o-256": show_o_256,
-    "show-o-512": replace(show_o_256, accumulation=20, batch_size=2),
+    "show-o-512": replace(show_o_256, accumulation=20, batch_size=2, default_hint_ratio=0.4),
     "show-o-tiny": show_o_tiny,
     "show-o-tiny-pretrain": replace(
         show_o_tiny,

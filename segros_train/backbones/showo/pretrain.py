@@ -29,7 +29,7 @@ from segros_train.backbones.showo import load
 from segros_train.backbones.showo.fitting import Fit, fit
 from segros_train.backbones.showo.prompts import END, IGNORED
 from segros_train.backbones.showo.tiny_tower import TowerRecipe, pretrain_tower
-from segros_train.backbones.showo.tiny_vq import OBJECT_BIT, VqRecipe, pixels, pretrain_vq
+from segros_train.backbones.showo.tiny_vq import OBJECT_BIT, VqRecipe, bits_of, pixels, pretrain_vq
 from segros_train.data import shapes_language
 from segros_train.data.shapes import CROWD_EVERY, CrowdSet, InstructionSet, PretrainingSet
 from segros_train.data.shapes_world import matching_crowd, sample_scene
@@ -40,7 +40,7 @@ from segros_train.methods.sft import SFT
 from segros_train.types import GenerationBatch, Recipe, Supervision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from segros_train.backbones.showo.adapter import Showo
     from segros_train.data import GenerationSource, InstructionSource
@@ -247,20 +247,17 @@ def caption_gain(backbone: Showo, *, num_scenes: int = 128, seed: int = 7) -> fl
     """
     was_training, weights, table = backbone.training, backbone.code_weights, backbone.latent_table
     scenes = [sample_scene(seed, index) for index in range(num_scenes)]
-    captions = [shapes_language.caption(scene) for scene in scenes]
-    images = pixels(scenes)
+    captions = tuple(shapes_language.caption(scene) for scene in scenes)
+    objects = (bits_of(scenes)[0][:, OBJECT_BIT] > 0).flatten(1)
+    supervision = Supervision(caption=True, masked=torch.ones_like(objects), target=objects)
+    images, item_ids = pixels(scenes), tuple(map(str, range(num_scenes)))
     backbone.eval()
-    backbone.latent_table, backbone.code_weights = None, _code_weights(backbone, 0.0)
-    losses = [_loss(backbone, images, texts) for texts in (captions, [*captions[1:], captions[0]])]
+    backbone.latent_table = backbone.code_weights = None
+    # From equal generators the same captions are dropped.
+    losses = [
+        float(backbone.t2i_loss(GenerationBatch(images, texts, item_ids), supervision, keyed_generator(seed, "gain")))
+        for texts in (captions, (*captions[1:], captions[0]))
+    ]
     backbone.train(was_training)
     backbone.latent_table, backbone.code_weights = table, weights
     return losses[1] - losses[0]
-
-
-def _loss(backbone: Showo, images: Tensor, captions: Sequence[str]) -> float:
-    """Return the loss with every cell hidden, drawing the same captions to drop whatever they say."""
-    batch = GenerationBatch(images, tuple(captions), tuple(map(str, range(len(captions)))))
-    rows, columns = (extent // backbone.model.config.vq.stride_px for extent in images.shape[2:])
-    masked = torch.ones(len(captions), rows * columns, dtype=torch.bool)
-    rng = torch.Generator().manual_seed(0)
-    return float(backbone.t2i_loss(batch, Supervision(caption=True, masked=masked), rng))
