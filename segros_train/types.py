@@ -273,8 +273,8 @@ class Recipe:
         i2t_weight: Weight of Eq. (13); 0.0 takes no i2t loss.
         i2t_batch_size: Samples of an instruction micro-batch; None for `batch_size`.
         text_dropout: Share of captions replaced by the empty condition.
-        default_hint_ratio: Share of hints of SeGroS on this backbone, where the task leaves the method's own default; None
-            leaves it too.
+        default_hint_ratio: Share of hints of SeGroS on this backbone, where the task leaves the method's own
+            default; None leaves it too.
         precision: `"auto"` is bf16 autocast with fp32 master weights where the device has it.
     """
 

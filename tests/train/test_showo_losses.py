@@ -160,6 +160,26 @@ def test_rows_without_hints_have_them_as_pads() -> None:
     assert bool(mask.any(dim=2).all()), "no row is empty"
 
 
+@pytest.mark.parametrize("slot", ["prefix", "user"])
+@pytest.mark.parametrize("num_hints", [0, 5])
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_in_blocks_of_rows_equals_the_dense_mask(
+    showo: Showo, slot: str, num_hints: int, padded: bool
+) -> None:
+    valid = torch.tensor([[not padded, True, True, True], [True, True, True, True]])
+    kept = torch.tensor([True, not padded])
+    layout = drawing_layout(valid, 6, num_hints=num_hints, with_hints=kept, slot=slot)  # type: ignore[arg-type]
+    inputs = torch.randn(2, layout.order.shape[1], 32, generator=rng())
+    blocks = layout.blocks("paper")
+    assert blocks is not None
+    with torch.no_grad():
+        dense = showo.model.hidden(inputs, layout.positions, mask=layout.mask("paper"))
+        split = showo.model.hidden(inputs, layout.positions, blocks=blocks)
+    torch.testing.assert_close(split[layout.valid], dense[layout.valid], rtol=0, atol=1e-5)
+    assert (layout.blocks("native") is None) is (num_hints > 0)
+    assert padded or blocks[-1].mask is None
+
+
 def test_reading_is_causal_but_for_the_image() -> None:
     mask = reading_mask(8, first=2, last=5, device=torch.device("cpu"))[0, 0]
     assert bool(mask[:, 2:5].all())

@@ -48,6 +48,8 @@ EMBEDDING = "llm.model.embed_tokens.weight"
 FUNCTION = ("llm", "mar", "vae", "vae_scale")
 """The parts of a configuration that decide what weights compute; the others are choices of a run."""
 LISTED_KEYS = 20
+# What torch and safetensors raise on a torn or foreign file: torch's own reader of pickles lets list and key errors out.
+DAMAGE = (OSError, EOFError, RuntimeError, LookupError, SafetensorError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PrerequisiteError(f"Cannot read the weights {path}: {reason} Fetch the file again.") from error
     for wrapper in ("state_dict", "model"):

@@ -195,9 +195,14 @@ class Showo(Backbone):
             slot=self.realisation.hint_slot or ("prefix" if supervision.caption else "user"),
             offset=limit - width,
         )
-        blocks = ([] if hints is None else [hints]) + [self.model.embed(torch.cat([ids, image], dim=1))]
+        parts = ([] if hints is None else [hints]) + [self.model.embed(torch.cat([ids, image], dim=1))]
+        attention = self.realisation.attention
+        rows_see = layout.blocks(attention)
         states = self.model.hidden(
-            torch.cat(blocks, dim=1), layout.positions, mask=layout.mask(self.realisation.attention)
+            torch.cat(parts, dim=1),
+            layout.positions,
+            mask=layout.mask(attention) if rows_see is None else None,
+            blocks=rows_see,
         )
         return states[:, layout.image_start :]
 

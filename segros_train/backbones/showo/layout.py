@@ -24,6 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from segros_train.backbones.showo.attention import RowBlock
+
 __all__ = ["DrawingLayout", "drawing_layout", "reading_mask"]
 
 
@@ -68,6 +70,21 @@ class DrawingLayout:
         causal = self.order[:, None, :] <= self.order[:, :, None]
         seen = torch.where(pads[:, :, None], pads[:, None, :] & causal, allowed & self.valid[:, None, :])
         return seen.unsqueeze(1)
+
+    def blocks(self, attention: Literal["paper", "native"]) -> tuple[RowBlock, ...] | None:
+        """Return `mask` block by block, with the same result on valid rows; None where only the mask will do.
+
+        Rows of the image block need a mask over columns where there are pads, of the text block a small one, of the
+        hint block none: rows of dropped hints are read by nobody.
+        """
+        if self.num_hints and attention == "native":
+            return None
+        size, start = self.order.shape[1], self.image_start
+        causal = self.mask(attention)[:, :, self.num_hints : start, :start]
+        complete = bool(self.valid.all())
+        image = RowBlock(size - start, (0, size), None if complete else self.valid[:, None, None])
+        hints = (RowBlock(self.num_hints, (0, self.num_hints)),) if self.num_hints else ()
+        return (*hints, RowBlock(self.num_text, (0, start), causal), image)
 
 
 def drawing_layout(

@@ -7,12 +7,15 @@ Source: showlab/Show-o models/modeling_showo.py, models/phi.py, models/clip_enco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, PhiConfig, PhiForCausalLM
 
 from segros_train.backbones.harmon.model import evaluating, inference
+from segros_train.backbones.showo.attention import RowBlock, register
 from segros_train.backbones.showo.config import ClipConfig, ShowoConfig
 from segros_train.backbones.showo.prompts import IGNORED
 from segros_train.backbones.showo.vq import MagvitV2
@@ -46,7 +49,7 @@ def _language_model(config: ShowoConfig) -> PhiForCausalLM:
             },
         )
     )
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(register())
     return model
 
 
@@ -145,6 +148,7 @@ class ShowoModel(nn.Module):
         *,
         mask: Tensor | None = None,
         causal: bool = True,
+        blocks: Sequence[RowBlock] | None = None,
         cache: DynamicCache | None = None,
     ) -> Tensor:
         """Return the last states of the language model, [B, S, D].
@@ -157,6 +161,7 @@ class ShowoModel(nn.Module):
             positions: [B, S] or [1, S] position ids.
             mask: Bool, broadcast to [B, 1, S, keys], True where a row sees a column.
             causal: Without a mask: whether a position sees what precedes it, or everything.
+            blocks: What rows see, block by block, in place of a mask.
             cache: Keys and values of what came before; extended in place.
         """
         model, states = self.showo.model, inputs
@@ -170,6 +175,7 @@ class ShowoModel(nn.Module):
                 use_cache=cache is not None,
                 position_embeddings=rotations,
                 is_causal=causal,
+                blocks=blocks,
             )
         return model.final_layernorm(states)
 
