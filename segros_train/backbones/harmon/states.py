@@ -48,7 +48,7 @@ EMBEDDING = "llm.model.embed_tokens.weight"
 FUNCTION = ("llm", "mar", "vae", "vae_scale")
 """The parts of a configuration that decide what weights compute; the others are choices of a run."""
 LISTED_KEYS = 20
-# What torch and safetensors raise on a torn or foreign file: torch's own reader of pickles lets list and key errors out.
+# What torch and safetensors raise on a torn or foreign file; torch's reader of pickles lets list and key errors out.
 DAMAGE = (OSError, EOFError, RuntimeError, LookupError, SafetensorError, pickle.UnpicklingError)
 
 

@@ -89,7 +89,7 @@ class PretrainingRecipe:
     )
     objects: Recipe = field(
         default_factory=lambda: Recipe(
-            optimizer_steps=900,
+            optimizer_steps=600,
             batch_size=64,
             i2t_batch_size=8,
             learning_rate=2e-3,
