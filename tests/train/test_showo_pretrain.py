@@ -13,7 +13,15 @@ from segros_train.backbones.showo.config import ClipConfig, LanguageConfig, Show
 from segros_train.backbones.showo.fitting import Fit
 from segros_train.backbones.showo.pretrain import PretrainingRecipe, caption_gain, prepare
 from segros_train.backbones.showo.tiny_tower import TowerRecipe, patch_labels
-from segros_train.backbones.showo.tiny_vq import NUM_BITS, VqRecipe, bits_of, canonical, pixels, pretrain_vq
+from segros_train.backbones.showo.tiny_vq import (
+    NUM_BITS,
+    VqRecipe,
+    bits_of,
+    canonical,
+    pixels,
+    pretrain_decoder,
+    pretrain_vq,
+)
 from segros_train.backbones.showo.vq import MagvitV2
 from segros_train.data.shapes import GenerationSet
 from segros_train.data.shapes_world import CELL_PX, COLORS, GRID, OBJECT_NAMES, crowded_scene, sample_scene
@@ -51,7 +59,7 @@ CARD = BackboneCard(
 )
 STEP = Recipe(optimizer_steps=1, batch_size=2, i2t_batch_size=1, schedule_steps=10)
 RECIPE = PretrainingRecipe(
-    vq=VqRecipe(fit=Fit(steps=3, warmup_steps=1, checkpoint_steps=1), batch_size=2),
+    vq=VqRecipe(fit=Fit(steps=3, warmup_steps=1, checkpoint_steps=1), batch_size=2, painting=Fit(steps=1)),
     tower=TowerRecipe(fit=Fit(steps=1, warmup_steps=1), batch_size=2),
     language=Fit(steps=1, warmup_steps=1),
     reading=replace(STEP, i2t_weight=0.0, text_dropout=0.0),
@@ -87,6 +95,15 @@ def test_a_part_trained_in_pieces_equals_one_trained_in_one(tmp_path: Path) -> N
             state_of(tmp_path / "pieces")
     again = state_of(tmp_path / "pieces")
     assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_painting_changes_the_decoder_and_no_code(tmp_path: Path) -> None:
+    model = MagvitV2(VQ).requires_grad_(False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    pretrain_decoder(model, RECIPE.vq, directory=tmp_path, seed=0)
+    moved = {key.split(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {"decoder"}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:

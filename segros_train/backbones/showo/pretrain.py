@@ -6,11 +6,12 @@ Parts, each going on where a stopped run left it:
 2. the tokenizer of images (`tiny_vq`) and the vision tower (`tiny_tower`), frozen from then on;
 3. language: sentences of the world, next token by next token;
 4. reading: crowds of one shape and colour, every cell hidden;
-5. objects: ordinary scenes and questions, with most of the loss on the codes of objects. A caption tells of one to four
+5. painting: the decoder of the tokenizer of images alone, which changes no code;
+6. objects: ordinary scenes and questions, with most of the loss on the codes of objects. A caption tells of one to four
    cells in 36, and what it does not tell of, the texture of the background, is most of the plain loss;
-6. everything: the plain losses. This part is the ordinary run of `segros train`.
+7. everything: the plain losses. This part is the ordinary run of `segros train`.
 
-Whether captions are read is measured after each of the parts 4 to 6 can start from: `caption_gain`.
+Whether captions are read is measured after parts 4 and 6: `caption_gain`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from segros_train.backbones.showo import load
 from segros_train.backbones.showo.fitting import Fit, fit
 from segros_train.backbones.showo.prompts import END, IGNORED
 from segros_train.backbones.showo.tiny_tower import TowerRecipe, pretrain_tower
-from segros_train.backbones.showo.tiny_vq import OBJECT_BIT, VqRecipe, bits_of, pixels, pretrain_vq
+from segros_train.backbones.showo.tiny_vq import OBJECT_BIT, VqRecipe, bits_of, pixels, pretrain_decoder, pretrain_vq
 from segros_train.data import shapes_language
 from segros_train.data.shapes import CROWD_EVERY, CrowdSet, InstructionSet, PretrainingSet
 from segros_train.data.shapes_world import matching_crowd, sample_scene
@@ -89,7 +90,7 @@ class PretrainingRecipe:
     )
     objects: Recipe = field(
         default_factory=lambda: Recipe(
-            optimizer_steps=600,
+            optimizer_steps=500,
             batch_size=64,
             i2t_batch_size=8,
             learning_rate=2e-3,
@@ -133,6 +134,7 @@ def prepare(card: BackboneCard, *, directory: Path, seed: int, recipe: Pretraini
     crowds = CrowdSet(SCENES_SEED, recipe.num_scenes // CROWD_EVERY + 1)
     backbone.code_weights = _code_weights(backbone, recipe.background_weight)
     learn("reading", recipe.reading, crowds, None, share=1.0)
+    pretrain_decoder(backbone.model.vq, recipe.vq, directory=directory, seed=seed)
     learn(
         "objects",
         recipe.objects,

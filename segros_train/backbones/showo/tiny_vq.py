@@ -33,7 +33,16 @@ from segros_train.data.shapes_world import (
     sample_scene,
 )
 
-__all__ = ["NUM_BITS", "OBJECT_BIT", "VqRecipe", "bits_of", "canonical", "pixels", "pretrain_vq"]
+__all__ = [
+    "NUM_BITS",
+    "OBJECT_BIT",
+    "VqRecipe",
+    "bits_of",
+    "canonical",
+    "pixels",
+    "pretrain_decoder",
+    "pretrain_vq",
+]
 
 OBJECT_BIT = 0
 SHAPE_BITS = slice(1, 4)
@@ -51,11 +60,15 @@ class VqRecipe:
         fit: Updates and rates.
         batch_size: Scenes per update, three crowded ones for each ordinary one.
         own_share: Share of the updates, at the end, whose decoder reads the encoder's own bits, right or wrong.
+        painting: Updates and rates of the decoder alone, after which no code is another.
+        painted_weight: How much more an object's pixels count there than the background's.
     """
 
     fit: Fit = field(default_factory=lambda: Fit(steps=900, learning_rate=3e-3, warmup_steps=40))
     batch_size: int = 16
     own_share: float = 0.3
+    painting: Fit = field(default_factory=lambda: Fit(steps=1000, learning_rate=3e-3, warmup_steps=20))
+    painted_weight: float = 4.0
 
 
 def pixels(scenes: Sequence[Scene]) -> Tensor:
@@ -117,9 +130,15 @@ def _prepare(model: MagvitV2) -> None:
                 nn.init.zeros_(module.weight)
 
 
-def _scenes(recipe: VqRecipe, step: int, seed: int) -> list[Scene]:
+def _scenes(recipe: VqRecipe, step: int, seed: int, *, every: int) -> list[Scene]:
+    """Draw the scenes of a step, the first of every few an ordinary one."""
     numbers = range(step * recipe.batch_size, (step + 1) * recipe.batch_size)
-    return [(sample_scene if number % 4 == 0 else crowded_scene)(seed, number) for number in numbers]
+    return [(sample_scene if number % every == 0 else crowded_scene)(seed, number) for number in numbers]
+
+
+def _near(signs: Tensor) -> Tensor:
+    """Mark the pixels of cells with an object, [B, 1, height, width]."""
+    return F.interpolate((signs[:, :1] > 0).float(), scale_factor=CELL_PX, mode="nearest")
 
 
 def pretrain_vq(model: MagvitV2, recipe: VqRecipe, *, directory: Path, seed: int) -> None:
@@ -136,7 +155,7 @@ def pretrain_vq(model: MagvitV2, recipe: VqRecipe, *, directory: Path, seed: int
     own_from = recipe.fit.steps * (1 - recipe.own_share)
 
     def loss(step: int) -> Tensor:
-        scenes = _scenes(recipe, step, seed)
+        scenes = _scenes(recipe, step, seed, every=4)
         signs, taught = bits_of(scenes)
         z = model.latents(pixels(scenes))
         right = torch.where(taught, F.softplus(-2 * z * signs), 0.0).sum(dim=1).mean()
@@ -146,9 +165,27 @@ def pretrain_vq(model: MagvitV2, recipe: VqRecipe, *, directory: Path, seed: int
             shown = torch.where(taught, signs, shown)
         error = model.decoder(shown) - pixels([canonical(scene) for scene in scenes])
         # Twice an object's share: half the cells of a crowded scene are background, nearly all of an ordinary one.
-        near = F.interpolate((signs[:, OBJECT_BIT] > 0).float().unsqueeze(1), scale_factor=CELL_PX, mode="nearest")
-        painted = ((error.square() + 0.3 * error.abs()) * (1 + near)).mean()
+        painted = ((error.square() + 0.3 * error.abs()) * (1 + _near(signs))).mean()
         return painted + 0.1 * right + 0.02 * free
 
     fit(model, loss, recipe.fit, path=directory / "vq.pt")
+    model.eval()
+
+
+def pretrain_decoder(model: MagvitV2, recipe: VqRecipe, *, directory: Path, seed: int) -> None:
+    """Train the decoder alone, in place; `painting.pt` in `directory` keeps its state, `painting.jsonl` the losses."""
+    decoder = model.decoder.to(memory_format=torch.channels_last)
+
+    def loss(step: int) -> Tensor:
+        scenes = _scenes(recipe, step, seed + 1, every=2)
+        signs, taught = bits_of(scenes)
+        with torch.no_grad():
+            shown = torch.where(taught, signs, model.quantised(model.latents(pixels(scenes))))
+        wanted = pixels([canonical(scene) for scene in scenes])
+        error = decoder(shown.contiguous(memory_format=torch.channels_last)) - wanted
+        weights = 1 + recipe.painted_weight * _near(signs)
+        return ((error.square() + 0.3 * error.abs()) * weights).sum() / (3 * weights.sum())
+
+    fit(decoder, loss, recipe.painting, path=directory / "painting.pt")
+    decoder.to(memory_format=torch.contiguous_format)
     model.eval()
