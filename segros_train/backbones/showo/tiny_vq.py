@@ -59,15 +59,13 @@ class VqRecipe:
     Attributes:
         fit: Updates and rates.
         batch_size: Scenes per update, three crowded ones for each ordinary one.
-        own_share: Share of the updates, at the end, whose decoder reads the encoder's own bits, right or wrong.
         painting: Updates and rates of the decoder alone, after which no code is another.
         painted_weight: How much more an object's pixels count there than the background's.
     """
 
-    fit: Fit = field(default_factory=lambda: Fit(steps=900, learning_rate=3e-3, warmup_steps=40))
+    fit: Fit = field(default_factory=lambda: Fit(steps=1050, learning_rate=3e-3, warmup_steps=40))
     batch_size: int = 16
-    own_share: float = 0.3
-    painting: Fit = field(default_factory=lambda: Fit(steps=1000, learning_rate=3e-3, warmup_steps=20))
+    painting: Fit = field(default_factory=lambda: Fit(steps=800, learning_rate=3e-3, warmup_steps=20))
     painted_weight: float = 4.0
 
 
@@ -152,7 +150,6 @@ def pretrain_vq(model: MagvitV2, recipe: VqRecipe, *, directory: Path, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _prepare(model)
-    own_from = recipe.fit.steps * (1 - recipe.own_share)
 
     def loss(step: int) -> Tensor:
         scenes = _scenes(recipe, step, seed, every=4)
@@ -160,13 +157,11 @@ def pretrain_vq(model: MagvitV2, recipe: VqRecipe, *, directory: Path, seed: int
         z = model.latents(pixels(scenes))
         right = torch.where(taught, F.softplus(-2 * z * signs), 0.0).sum(dim=1).mean()
         free = torch.where(taught, 0.0, (z.abs() - 1).square()).mean()
-        shown = model.quantised(z)
-        if step < own_from:
-            shown = torch.where(taught, signs, shown)
+        shown = torch.where(taught, signs, model.quantised(z))
         error = model.decoder(shown) - pixels([canonical(scene) for scene in scenes])
         # Twice an object's share: half the cells of a crowded scene are background, nearly all of an ordinary one.
         painted = ((error.square() + 0.3 * error.abs()) * (1 + _near(signs))).mean()
-        return painted + 0.1 * right + 0.02 * free
+        return painted + 0.3 * right + 0.02 * free
 
     fit(model, loss, recipe.fit, path=directory / "vq.pt")
     model.eval()
