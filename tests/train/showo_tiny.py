@@ -71,7 +71,7 @@ def tiny_showo(folder: Path, config: ShowoConfig = CONFIG, *, seed: int = 0, **f
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in showo.model.showo.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=rng)
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=rng))
     return showo
 
 
