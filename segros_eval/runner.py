@@ -213,9 +213,10 @@ def _sources(stage: Stage) -> tuple[GenerationSource, InstructionSource | None]:
     assert stage.recipe is not None and stage.data is not None
     if stage.task.from_scratch:
         from segros_train.data.shapes import InstructionSet, PretrainingSet
-        from segros_train.pretrain import NUM_SCENES, SCENES_SEED
+        from segros_train.pretrain import SCENES_SEED, num_scenes
 
-        return PretrainingSet(SCENES_SEED, NUM_SCENES), InstructionSet(SCENES_SEED, NUM_SCENES)
+        count = num_scenes(stage.card)
+        return PretrainingSet(SCENES_SEED, count), InstructionSet(SCENES_SEED, count)
     generation = open_generation(located(stage.data.generation), seed=DATA_SEED)
     if stage.recipe.i2t_weight == 0 or stage.data.instruction is None:
         return generation, None

@@ -50,6 +50,7 @@ __all__ = [
     "build_tokenizer",
     "encode_scenes",
     "latent_scale",
+    "num_scenes",
     "prepare",
     "pretrain_autoencoder",
 ]
@@ -321,6 +322,14 @@ def begin(card: BackboneCard, *, directory: Path, seed: int) -> Backbone:
         return prepare(card, directory=directory, seed=seed)
     family = importlib.import_module(f"segros_train.backbones.{card.family}.pretrain")
     return family.prepare(card, directory=directory, seed=seed)
+
+
+def num_scenes(card: BackboneCard) -> int:
+    """Return how many scenes, encoded beforehand, a tiny backbone is pretrained on."""
+    if card.family == "harmon":
+        return NUM_SCENES
+    count: int = importlib.import_module(f"segros_train.backbones.{card.family}.pretrain").NUM_SCENES
+    return count
 
 
 def prepare(

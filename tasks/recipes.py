@@ -76,7 +76,7 @@ RECIPES = {
     "show-o-tiny": show_o_tiny,
     "show-o-tiny-pretrain": replace(
         show_o_tiny,
-        optimizer_steps=800,
+        optimizer_steps=1500,
         batch_size=64,
         i2t_batch_size=8,
         learning_rate=1.5e-3,

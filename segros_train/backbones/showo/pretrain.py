@@ -53,7 +53,7 @@ __all__ = ["PretrainingRecipe", "caption_gain", "prepare"]
 logger = logging.getLogger(__name__)
 
 SCENES_SEED = 1000
-NUM_SCENES = 40_000
+NUM_SCENES = 15_000
 ENCODED_AT_ONCE = 64
 CHECKPOINT_SECONDS = 120.0
 
@@ -75,11 +75,11 @@ class PretrainingRecipe:
 
     vq: VqRecipe = field(default_factory=VqRecipe)
     tower: TowerRecipe = field(default_factory=TowerRecipe)
-    language: Fit = field(default_factory=lambda: Fit(steps=120, learning_rate=2e-3, warmup_steps=20))
+    language: Fit = field(default_factory=lambda: Fit(steps=80, learning_rate=2e-3, warmup_steps=20))
     reading: Recipe = field(
         default_factory=lambda: Recipe(
-            optimizer_steps=160,
-            batch_size=64,
+            optimizer_steps=200,
+            batch_size=32,
             learning_rate=2e-3,
             warmup_steps=30,
             schedule_steps=100_000,
@@ -90,9 +90,9 @@ class PretrainingRecipe:
     )
     objects: Recipe = field(
         default_factory=lambda: Recipe(
-            optimizer_steps=500,
-            batch_size=64,
-            i2t_batch_size=8,
+            optimizer_steps=600,
+            batch_size=32,
+            i2t_batch_size=4,
             learning_rate=2e-3,
             warmup_steps=30,
             schedule_steps=100_000,

@@ -65,7 +65,7 @@ class VqRecipe:
 
     fit: Fit = field(default_factory=lambda: Fit(steps=1050, learning_rate=3e-3, warmup_steps=40))
     batch_size: int = 16
-    painting: Fit = field(default_factory=lambda: Fit(steps=800, learning_rate=3e-3, warmup_steps=20))
+    painting: Fit = field(default_factory=lambda: Fit(steps=400, learning_rate=3e-3, warmup_steps=20))
     painted_weight: float = 4.0
 
 
