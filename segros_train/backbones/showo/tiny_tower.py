@@ -32,7 +32,7 @@ class TowerRecipe:
         batch_size: Scenes per update, every second one crowded.
     """
 
-    fit: Fit = field(default_factory=lambda: Fit(steps=300, learning_rate=2e-3, warmup_steps=40))
+    fit: Fit = field(default_factory=lambda: Fit(steps=600, learning_rate=2e-3, warmup_steps=40))
     batch_size: int = 32
 
 
