@@ -71,6 +71,7 @@ class Showo(Backbone):
         self.latent_table: Mapping[str, Tensor] | None = None
         self.code_weights: Tensor | None = None
         self._encoded: tuple[Tensor, Tensor] | None = None
+        self._seen: tuple[Tensor, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +102,10 @@ class Showo(Backbone):
     def image_inputs(self, images: Tensor) -> Tensor:
         """Return how the language model reads images [B, 3, h, w]: projected patches or embedded codes, [B, I, D]."""
         if self.has_tower:
-            return self.model.mm_projector(self.model.clip_features(images))
+            # The tower is frozen, so the `embed` and `t2i_loss` of a step share what it says.
+            if self._seen is None or self._seen[0] is not images:
+                self._seen = (images, self.model.clip_features(images))
+            return self.model.mm_projector(self._seen[1])
         return self.model.embed(self.model.encode_images(images).flatten(1) + self.model.config.image_offset)
 
     def _hint_source(self, images: Tensor) -> tuple[Tensor, Grid]:
