@@ -76,9 +76,9 @@ RECIPES = {
     "show-o-tiny": show_o_tiny,
     "show-o-tiny-pretrain": replace(
         show_o_tiny,
-        optimizer_steps=1500,
-        batch_size=64,
-        i2t_batch_size=8,
+        optimizer_steps=1350,
+        batch_size=32,
+        i2t_batch_size=6,
         learning_rate=1.5e-3,
         warmup_steps=50,
         weight_decay=0.02,
