@@ -164,7 +164,7 @@ show_o_tiny = BackboneCard(
     ),
     world="shapes",
     image_size_px=96,
-    settings=GenerationSettings(num_steps=18, cfg_scale=3.0, batch_size=64),
+    settings=GenerationSettings(num_steps=18, cfg_scale=3.0, temperature=10.0, batch_size=64),
     recipe="show-o-tiny",
     data="shapes",
     licence="Apache-2.0",
