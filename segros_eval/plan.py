@@ -21,6 +21,8 @@ from segros_eval.overrides import Override, apply_overrides, parse_override
 from segros_eval.respond import benchmark_commit
 from segros_train.errors import PrerequisiteError, unknown_name
 from segros_train.files import content_key
+from segros_train.methods import Method
+from segros_train.methods.segros import SeGroS
 from segros_train.types import BackboneCard, DataCard, GenerationSettings, Recipe, TrainTask
 
 __all__ = ["Cell", "Request", "RunPlan", "Stage", "make_plan"]
@@ -317,10 +319,11 @@ def _stage(
     evaluators: Sequence[EvalTask],
 ) -> Stage:
     trains = task.method is not None and request.checkpoint is None
+    recipe = owners[_recipe_owner(task, card)] if trains else None
     stage = Stage(
-        task=dataclasses.replace(task, method=owners.get(f"method:{task.name}")),
+        task=dataclasses.replace(task, method=_with_hints(owners.get(f"method:{task.name}"), recipe)),
         card=dataclasses.replace(card, settings=owners[f"settings:{card.name}"]),
-        recipe=owners[_recipe_owner(task, card)] if trains else None,
+        recipe=recipe,
         data=owners[f"data:{card.name}"] if trains else None,
         seed=seed,
         key="",
@@ -329,6 +332,14 @@ def _stage(
     stage = dataclasses.replace(stage, key=_stage_key(stage, num_ranks=request.num_ranks))
     tasks = [dataclasses.replace(item, evaluator=owners[f"evaluator:{item.name}"]) for item in evaluators]
     return dataclasses.replace(stage, cells=tuple(_cell(stage, item, request.limit) for item in tasks))
+
+
+def _with_hints(method: Method | None, recipe: Recipe | None) -> Method | None:
+    """Give SeGroS the recipe's share of hints where neither the task nor an override says another than the default."""
+    if recipe is None or recipe.default_hint_ratio is None or not isinstance(method, SeGroS):
+        return method
+    stated = method.hint_ratio != SeGroS.hint_ratio
+    return method if stated else dataclasses.replace(method, hint_ratio=recipe.default_hint_ratio)
 
 
 def _stage_key(stage: Stage, *, num_ranks: int) -> str:

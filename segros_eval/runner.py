@@ -212,7 +212,7 @@ def _sources(stage: Stage) -> tuple[GenerationSource, InstructionSource | None]:
     if stage.task.from_scratch:
         from segros_train.pretrain import sources
 
-        return sources()
+        return sources(stage.card)
     generation = open_generation(located(stage.data.generation), seed=DATA_SEED)
     if stage.recipe.i2t_weight == 0 or stage.data.instruction is None:
         return generation, None
@@ -229,9 +229,9 @@ def _beginning(stage: Stage, folder: Path, device: str) -> Backbone:
         backbone = load_backbone(stage, None, device)
         backbone.kept_states = find_cache(cache_folder(stage.card.name, encoding_identity(stage.card, stage.data)))
         return backbone
-    from segros_train.pretrain import prepare
+    from segros_train.pretrain import begin
 
-    backbone = prepare(stage.card, directory=folder / "train", seed=stage.seed)
+    backbone = begin(stage.card, directory=folder / "train", seed=stage.seed)
     backbone.realise(Realisation(attention=stage.task.attention, hint_slot=stage.task.hint_slot))
     return backbone.to(device)
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from segros_train.data import shapes_language
-from segros_train.data.shapes import Alternating, GenerationSet, InstructionSet, SpreadSet
+from segros_train.data.shapes import Alternating, GenerationSet, InstructionSet, PretrainingSet, SpreadSet
 from segros_train.data.shapes_world import CELL_PX, IMAGE_PX, crowded_scene, render, sample_scene
 from segros_train.errors import PrerequisiteError
 from segros_train.files import append_jsonl, replace_file
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
+    from segros_train.backbone import Backbone
     from segros_train.backbones.harmon.adapter import Harmon
     from segros_train.backbones.harmon.config import VaeConfig
     from segros_train.backbones.harmon.vae import AutoencoderKL
+    from segros_train.data import GenerationSource, InstructionSource
     from segros_train.data.shapes_world import Scene, Tag
     from segros_train.types import BackboneCard
 
@@ -47,6 +49,7 @@ __all__ = [
     "PARTS",
     "AutoencoderRecipe",
     "Part",
+    "begin",
     "build_tokenizer",
     "encode_scenes",
     "latent_scale",
@@ -319,8 +322,8 @@ PARTS = (
 )
 
 
-def sources(num_scenes: int = NUM_SCENES) -> tuple[GenerationSet, InstructionSet]:
-    """Return the scenes and the questions of the last part, not painted: `prepare` has encoded them."""
+def _ordinary(num_scenes: int) -> tuple[GenerationSet, InstructionSet]:
+    """Return scenes and questions as the world draws them, not painted."""
     return GenerationSet(SCENES_SEED, num_scenes, drawn=False), InstructionSet(SCENES_SEED, num_scenes, drawn=False)
 
 
@@ -338,7 +341,7 @@ def encode_scenes(backbone: Harmon, *, num_scenes: int, parts: Sequence[Part] = 
             latents = backbone.model.encode_images(_pixels(scenes[start : start + ENCODED_AT_ONCE]))
             table.update(zip(item_ids[start : start + ENCODED_AT_ONCE], latents, strict=True))
 
-    ordinary, _ = sources(num_scenes)
+    ordinary, _ = _ordinary(num_scenes)
     sets: list[GenerationSet | SpreadSet] = [ordinary]
     for part in parts:
         sets += [chosen for chosen in _sets(part, num_scenes) if chosen is not None and chosen not in sets]
@@ -364,7 +367,7 @@ def _run(part: Part, backbone: Harmon, *, directory: Path, seed: int, num_scenes
     from segros_train.loop import train
 
     spread, ordinary = _sets(part, num_scenes)
-    _, questions = sources(num_scenes)
+    _, questions = _ordinary(num_scenes)
     outcome = train(
         backbone,
         part.method,
@@ -375,6 +378,32 @@ def _run(part: Part, backbone: Harmon, *, directory: Path, seed: int, num_scenes
         seed=seed,
     )
     backbone.load_state_dict(load(backbone.card, source=outcome.checkpoint).state_dict())
+
+
+def begin(card: BackboneCard, *, directory: Path, seed: int) -> Backbone:
+    """Prepare a tiny backbone for its pretraining, as its family does.
+
+    Args:
+        card: A card of the embedded world.
+        directory: Where the parts are kept, so that a stopped run goes on.
+        seed: Seed of every weight.
+
+    Raises:
+        PrerequisiteError: If the card is not one that can be pretrained, or the folder cannot be written.
+    """
+    if card.family == "harmon":
+        return prepare(card, directory=directory, seed=seed)
+    family = importlib.import_module(f"segros_train.backbones.{card.family}.pretrain")
+    return family.prepare(card, directory=directory, seed=seed)
+
+
+def sources(card: BackboneCard) -> tuple[GenerationSource, InstructionSource]:
+    """Return the scenes and the questions of a card's last part, those that `begin` has encoded."""
+    if card.family == "harmon":
+        return _ordinary(NUM_SCENES)
+    family = importlib.import_module(f"segros_train.backbones.{card.family}.pretrain")
+    count: int = getattr(family, "NUM_SCENES", NUM_SCENES)
+    return PretrainingSet(SCENES_SEED, count), InstructionSet(SCENES_SEED, count)
 
 
 def prepare(
@@ -388,8 +417,6 @@ def prepare(
 ) -> Harmon:
     """Build a Harmon whose tokenizer and autoencoder are trained and which has begun to read.
 
-    A card of another family goes to the `prepare` of its own module `pretrain`.
-
     Args:
         card: A card of the embedded world.
         directory: Where the parts are kept, so that a stopped run goes on.
@@ -401,12 +428,9 @@ def prepare(
     Raises:
         PrerequisiteError: If the card is not one of the embedded world's, or the folder cannot be written.
     """
-    if card.family != "harmon":
-        family = importlib.import_module(f"segros_train.backbones.{card.family}.pretrain")
-        return family.prepare(card, directory=directory, seed=seed)
     from segros_train.backbones.harmon import fresh
 
-    if card.world != "shapes":
+    if card.world != "shapes" or card.family != "harmon":
         raise PrerequisiteError(
             f"{card.name} cannot be pretrained here, only Harmon backbones of the embedded world; "
             "fine-tune it with another --method."

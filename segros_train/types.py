@@ -280,6 +280,8 @@ class Recipe:
         i2t_weight: Weight of Eq. (13); 0.0 takes no i2t loss.
         i2t_batch_size: Samples of an instruction micro-batch; None for `batch_size`.
         text_dropout: Share of captions replaced by the empty condition.
+        default_hint_ratio: Share of hints of SeGroS on this backbone, where the task leaves the method's own
+            default; None leaves it too.
         precision: `"auto"` is bf16 autocast with fp32 master weights where the device has it.
     """
 
@@ -295,11 +297,13 @@ class Recipe:
     i2t_weight: float = 1.0
     i2t_batch_size: int | None = None
     text_dropout: float = 0.1
+    default_hint_ratio: float | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "optimizer_steps", "batch_size", "accumulation", "schedule_steps", "i2t_batch_size")
         _at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "i2t_weight", "text_dropout")
+        _at_least(self, 0, "default_hint_ratio")
         if self.text_dropout > 1:
             raise ValueError(f"text_dropout must be at most 1, found {self.text_dropout}.")
 

@@ -11,6 +11,8 @@ from segros_train.backbones.openuni.config import (
     VisionConfig,
 )
 from segros_train.backbones.openuni.config import LanguageConfig as OpenUniLanguageConfig
+from segros_train.backbones.showo.config import ClipConfig, ShowoConfig, VqConfig
+from segros_train.backbones.showo.config import LanguageConfig as PhiConfig
 from segros_train.types import BackboneCard, GenerationSettings, WeightFile
 
 harmon_05b = BackboneCard(
@@ -226,4 +228,74 @@ openuni_tiny = BackboneCard(
     licence="Apache-2.0",
     understanding_is_frozen=True,
     notes="Pretrained on the embedded world by `segros train --method pretrain --backbone openuni-tiny`.",
+)
+
+show_o_256 = BackboneCard(
+    name="show-o-256",
+    family="showo",
+    title="Show-o-256",
+    config=ShowoConfig(),
+    world="photo",
+    image_size_px=256,
+    settings=GenerationSettings(num_steps=50, cfg_scale=6.0, batch_size=8),
+    recipe="show-o-256",
+    data="midjourney-v6",
+    weights=(
+        WeightFile(role="model", repo="showlab/show-o-w-clip-vit"),
+        WeightFile(role="vq", repo="showlab/magvitv2"),
+        WeightFile(role="clip", repo="openai/clip-vit-large-patch14-336"),
+        WeightFile(role="tokenizer", repo="microsoft/phi-1_5"),
+    ),
+    licence="Apache-2.0",
+    notes="Guidance 5 (cfg_scale 6) and 50 steps are upstream's README; its GenEval settings were not published.",
+)
+show_o_512 = replace(
+    show_o_256,
+    name="show-o-512",
+    title="Show-o-512",
+    image_size_px=512,
+    settings=GenerationSettings(num_steps=50, cfg_scale=6.0, batch_size=4),
+    recipe="show-o-512",
+    weights=(
+        WeightFile(role="model", repo="showlab/show-o-w-clip-vit-512x512"),
+        WeightFile(role="vq", repo="showlab/magvitv2"),
+        WeightFile(role="clip", repo="openai/clip-vit-large-patch14-336"),
+        WeightFile(role="tokenizer", repo="microsoft/phi-1_5"),
+    ),
+)
+show_o_tiny = BackboneCard(
+    name="show-o-tiny",
+    family="showo",
+    title="Show-o-tiny",
+    config=ShowoConfig(
+        llm=PhiConfig(
+            hidden_size=160,
+            intermediate_size=448,
+            num_layers=4,
+            num_heads=5,
+            text_vocab_size=768,
+            max_positions=512,
+        ),
+        vq=VqConfig(
+            num_bits=10,
+            ch=8,
+            encoder_mult=(1, 2, 4, 4, 8),
+            encoder_blocks=(1, 1, 1, 1, 1),
+            decoder_mult=(1, 2, 4, 4, 8),
+            decoder_blocks=(1, 1, 2, 2, 2),
+            num_groups=8,
+        ),
+        clip=ClipConfig(
+            hidden_size=64, intermediate_size=192, num_layers=3, num_heads=4, image_size_px=96, patch_size_px=12
+        ),
+        max_caption_tokens=64,
+        system_prompt="",
+    ),
+    world="shapes",
+    image_size_px=96,
+    settings=GenerationSettings(num_steps=18, cfg_scale=3.0, temperature=10.0, batch_size=64),
+    recipe="show-o-tiny",
+    data="shapes",
+    licence="Apache-2.0",
+    notes="Pretrained on the embedded world by `segros train --method pretrain --backbone show-o-tiny`.",
 )

@@ -3,6 +3,9 @@
 The paper's "steps" of Harmon are upstream's iterations, one micro-batch of one task each: four of them (two t2i, two
 i2t) make an update. 3K iterations at accumulation 2 are 750 updates of 2 micro-steps, a micro-step here being one
 t2i and one i2t micro-batch. Warm-up and the horizon of the cosine (500 and 50,000 iterations) are divided alike.
+
+Show-o's steps are updates. RecA, whose set-up the paper follows, warms up for 1000 of them towards a cosine of a
+million, so that the rate of 5e-7 stays what it is; it clips no gradient.
 """
 
 from dataclasses import replace
@@ -48,6 +51,29 @@ openuni_tiny = replace(
     openuni_16b, optimizer_steps=80, accumulation=1, batch_size=32, learning_rate=1e-4, warmup_steps=10
 )
 
+show_o_256 = Recipe(
+    optimizer_steps=5000,
+    accumulation=5,
+    batch_size=4,
+    learning_rate=5e-7,
+    warmup_steps=1000,
+    schedule_steps=1_000_000,
+    weight_decay=0.01,
+    betas=(0.9, 0.999),
+    clip_norm=1e9,
+    i2t_weight=1.0,
+)
+show_o_tiny = Recipe(
+    optimizer_steps=80,
+    batch_size=32,
+    learning_rate=1e-4,
+    warmup_steps=10,
+    weight_decay=0.01,
+    betas=(0.9, 0.999),
+    i2t_weight=1.0,
+    i2t_batch_size=8,
+)
+
 RECIPES = {
     "harmon-0.5b": harmon_05b,
     "harmon-1.5b": replace(harmon_05b, optimizer_steps=1250, batch_size=48),
@@ -68,5 +94,17 @@ RECIPES = {
     "openuni-tiny": openuni_tiny,
     "openuni-tiny-pretrain": replace(
         openuni_tiny, optimizer_steps=300, batch_size=64, learning_rate=2e-4, warmup_steps=20, weight_decay=0.02
+    ),
+    "show-o-256": show_o_256,
+    "show-o-512": replace(show_o_256, accumulation=20, batch_size=2, default_hint_ratio=0.4),
+    "show-o-tiny": show_o_tiny,
+    "show-o-tiny-pretrain": replace(
+        show_o_tiny,
+        optimizer_steps=1350,
+        batch_size=32,
+        i2t_batch_size=6,
+        learning_rate=1.5e-3,
+        warmup_steps=50,
+        weight_decay=0.02,
     ),
 }

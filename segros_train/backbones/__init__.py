@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["SHIPPED_WEIGHTS", "load"]
 
 SHIPPED_WEIGHTS = Path(__file__).parent.parent / "weights"
-FAMILIES = ("harmon", "openuni")
+FAMILIES = ("harmon", "openuni", "showo")
 
 
 def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu") -> Backbone:

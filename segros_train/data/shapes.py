@@ -14,12 +14,31 @@ from PIL import Image
 
 from segros_train.data import GenerationSample, InstructionSample
 from segros_train.data.shapes_language import caption, question, spread_caption
-from segros_train.data.shapes_world import GRID, IMAGE_PX, Scene, Tag, render, sample_scene, spread_scene
+from segros_train.data.shapes_world import (
+    GRID,
+    IMAGE_PX,
+    Scene,
+    Tag,
+    matching_crowd,
+    render,
+    sample_scene,
+    spread_scene,
+)
 
 if TYPE_CHECKING:
     from segros_train.data import GenerationSource
 
-__all__ = ["Alternating", "GenerationSet", "InstructionSet", "SpreadSet", "cells"]
+__all__ = [
+    "Alternating",
+    "CrowdSet",
+    "GenerationSet",
+    "InstructionSet",
+    "PretrainingSet",
+    "SpreadSet",
+    "cells",
+]
+
+CROWD_EVERY = 6
 
 
 def cells(scene: Scene) -> tuple[int, ...]:
@@ -136,3 +155,33 @@ class Alternating:
     def __getitem__(self, index: int) -> GenerationSample:
         turn, rest = divmod(index, self.every)
         return self.second[turn * (self.every - 1) + rest - 1] if rest else self.first[turn]
+
+
+@dataclass(frozen=True)
+class CrowdSet:
+    """Captioned crowds of one shape and colour: a `GenerationSource`."""
+
+    seed: int = 0
+    size: int = 1_000_000
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> GenerationSample:
+        scene = matching_crowd(self.seed, index)
+        return GenerationSample(f"shapes-crowd-{self.seed}-{index}", render(scene), caption(scene), cells(scene))
+
+
+@dataclass(frozen=True)
+class PretrainingSet:
+    """Captioned scenes, every sixth one a crowd, so that reading is kept up: a `GenerationSource`."""
+
+    seed: int = 0
+    size: int = 1_000_000
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> GenerationSample:
+        crowd, rest = divmod(index, CROWD_EVERY)
+        return (GenerationSet(self.seed) if rest else CrowdSet(self.seed))[index if rest else crowd]

@@ -55,7 +55,7 @@ def caption(scene: Scene) -> str:
             words = _named(first.shape, first.color)
         case "counting":
             count = len(scene.objects)
-            words = f"{NUMBERS[count]} {_plural(first.shape)}"
+            words = f"{NUMBERS[count]} {_plural(first.shape)}" if count in NUMBERS else _crowd(first)
         case "two_object":
             words = f"{_named(first.shape)} and {_named(second.shape)}"
         case "position":
@@ -63,6 +63,10 @@ def caption(scene: Scene) -> str:
         case _:
             words = f"{_named(first.shape, first.color)} and {_named(second.shape, second.color)}"
     return f"a photo of {words}"
+
+
+def _crowd(thing: SceneObject) -> str:
+    return f"many {thing.color} {_plural(thing.shape)}"
 
 
 def spread_caption(scene: Scene) -> str:

@@ -1,6 +1,7 @@
 """How the tiny backbones came to be: random weights, the backbone's own losses, the embedded world.
 
-What is known of its time, and how the shipped weights were made, stands in docs/harmon-tiny.md.
+The recipe is `<backbone>-pretrain`. What is known of its time, and how the shipped weights were made, stands in
+docs/harmon-tiny.md and docs/show-o-tiny.md.
 """
 
 from segros_train.methods.sft import SFT

@@ -95,6 +95,25 @@ def test_every_problem_is_told_at_once_each_with_the_nearest_name(declared: Cata
     assert len(lines) == len(wanted)
 
 
+def test_a_recipe_sets_the_hints_of_segros_where_nothing_else_does(declared: Catalog) -> None:
+    recipes = {"micro": dataclasses.replace(declared.recipes["micro"], default_hint_ratio=0.4)}
+    catalog = dataclasses.replace(declared, recipes=recipes)
+    (stage,) = plan_of(catalog, methods=("segros",)).stages
+    assert isinstance(stage.task.method, SeGroS) and stage.task.method.hint_ratio == 0.4
+    (stated,) = plan_of(catalog, methods=("segros",), overrides=("hint_ratio=0.5",)).stages
+    assert isinstance(stated.task.method, SeGroS) and stated.task.method.hint_ratio == 0.5
+    (plain_stage,) = plan_of(declared, methods=("segros",)).stages
+    assert isinstance(plain_stage.task.method, SeGroS) and plain_stage.task.method.hint_ratio == 0.3
+
+
+def test_pretraining_takes_the_recipe_named_after_its_backbone(declared: Catalog) -> None:
+    scratch = dataclasses.replace(declared.methods["sft"], name="scratch", from_scratch=True)
+    recipes = {**declared.recipes, "micro-pretrain": dataclasses.replace(declared.recipes["micro"], batch_size=5)}
+    catalog = dataclasses.replace(declared, methods={**declared.methods, "scratch": scratch}, recipes=recipes)
+    (stage,) = plan_of(catalog, methods=("scratch",)).stages
+    assert stage.recipe == recipes["micro-pretrain"]
+
+
 def test_an_evaluator_of_another_world_is_refused_when_named(declared: Catalog) -> None:
     with pytest.raises(PrerequisiteError, match="runs in 'photo', backbone 'micro' draws 'shapes'"):
         plan_of(declared, evaluators=("photos-only",))

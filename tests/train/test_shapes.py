@@ -7,7 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from segros_train.data.shapes import Alternating, GenerationSet, InstructionSet, SpreadSet, cells
+from segros_train.data.shapes import (
+    Alternating,
+    CrowdSet,
+    GenerationSet,
+    InstructionSet,
+    PretrainingSet,
+    SpreadSet,
+    cells,
+)
 from segros_train.data.shapes_language import NUMBERS, caption, geneval_metadata, question
 from segros_train.data.shapes_world import (
     CELL_PX,
@@ -18,6 +26,7 @@ from segros_train.data.shapes_world import (
     RELATIONS,
     TAGS,
     direction,
+    matching_crowd,
     render,
     sample_scene,
     spread_scene,
@@ -169,3 +178,18 @@ def test_sets_that_are_not_painted_say_the_same_as_those_that_are() -> None:
         assert (painted.caption, painted.item_id, painted.told) == (bare.caption, bare.item_id, bare.told)
         assert bare.image.getextrema() == ((0, 0),) * 3 != painted.image.getextrema()
     assert InstructionSet(5)[3].dialogue == InstructionSet(5, drawn=False)[3].dialogue
+
+
+def test_a_crowd_is_of_one_shape_and_colour_and_its_caption_says_which() -> None:
+    for index in range(100):
+        things = matching_crowd(7, index).objects
+        assert 10 <= len(things) <= 25
+        (shape,), (color,) = {thing.shape for thing in things}, {thing.color for thing in things}
+        assert CrowdSet(7)[index].caption.startswith(f"a photo of many {color} {shape}")
+
+
+def test_the_pretraining_set_holds_every_sixth_sample_a_crowd_and_each_crowd_once() -> None:
+    ids = [PretrainingSet(0)[index].item_id for index in range(60)]
+    crowds = [item_id for item_id in ids if "crowd" in item_id]
+    assert crowds == [f"shapes-crowd-0-{index}" for index in range(10)]
+    assert len(set(ids)) == 60

@@ -31,7 +31,16 @@ from segros_train.errors import PrerequisiteError
 from segros_train.files import replace_file, write_json
 from segros_train.types import BackboneCard
 
-__all__ = ["Checkpoint", "build", "published_state", "read_checkpoint", "read_state", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "build",
+    "check_keys",
+    "listed_changes",
+    "published_state",
+    "read_checkpoint",
+    "read_state",
+    "write_checkpoint",
+]
 
 FAMILY = "harmon"
 TIED_HEAD = "llm.lm_head.weight"
@@ -39,6 +48,8 @@ EMBEDDING = "llm.model.embed_tokens.weight"
 FUNCTION = ("llm", "mar", "vae", "vae_scale")
 """The parts of a configuration that decide what weights compute; the others are choices of a run."""
 LISTED_KEYS = 20
+# What torch and safetensors raise on a torn or foreign file; torch's reader of pickles lets list and key errors out.
+DAMAGE = (OSError, EOFError, RuntimeError, LookupError, SafetensorError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -60,14 +71,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PrerequisiteError(f"Cannot read the weights {path}: {reason} Fetch the file again.") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(values, Mapping) and isinstance(values.get(wrapper), Mapping):
             values = values[wrapper]
     if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise PrerequisiteError(f"{path} holds no named tensors; name a Harmon checkpoint.")
+        raise PrerequisiteError(f"{path} holds no named tensors; name a checkpoint.")
     return dict(values)
 
 
@@ -108,14 +119,15 @@ def build(config: HarmonConfig, state: Mapping[str, Tensor], *, origin: str, dev
         if head is not None and not torch.equal(head, state[EMBEDDING]):
             raise PrerequisiteError(f"{origin}: {TIED_HEAD} differs from {EMBEDDING}, to which Harmon ties it.")
         state = {**state, TIED_HEAD: state[EMBEDDING]}
-    _check(expected, state, origin)
+    check_keys(expected, state, origin, "Harmon")
     state = {key: value.to(device, torch.float32) for key, value in state.items()}
     model.load_state_dict(state, assign=True)
     model.llm.tie_weights()
     return model.to(device).eval()
 
 
-def _check(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], origin: str) -> None:
+def check_keys(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], origin: str, family: str) -> None:
+    """Raise PrerequisiteError that lists what differs unless keys and shapes are the expected ones."""
     both = expected.keys() & state.keys()
     problems = {
         "missing": sorted(expected.keys() - state.keys()),
@@ -128,7 +140,7 @@ def _check(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor],
     }
     found = [f"{len(keys)} {kind}: {_listing(keys)}" for kind, keys in problems.items() if keys]
     if found:
-        raise PrerequisiteError(f"{origin} does not fit this Harmon. Keys {'; '.join(found)}.")
+        raise PrerequisiteError(f"{origin} does not fit this {family}. Keys {'; '.join(found)}.")
 
 
 def _listing(keys: Iterable[str]) -> str:
@@ -192,17 +204,18 @@ def read_checkpoint(directory: Path, card: BackboneCard) -> Checkpoint:
     if (family, name) != (FAMILY, card.name):
         raise PrerequisiteError(f"{directory} is a checkpoint of {name}, asked for {card.name}.")
     written, asked = ({name: asdict(value)[name] for name in FUNCTION} for value in (config, card.config))
-    if changed := _changes(written, asked):
+    if changed := listed_changes(written, asked):
         raise PrerequisiteError(f"{directory} was written with another configuration: {'; '.join(changed)}.")
     tokenizer = HarmonTokenizer.from_file(directory / "tokenizer.json")
     return Checkpoint(read_state(directory / "model.safetensors"), realisation, tokenizer)
 
 
-def _changes(written: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+def listed_changes(written: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Name the fields of a configuration that differ from those asked for."""
     changes = []
     for name, value in asked.items():
-        if isinstance(value, Mapping):
-            changes += _changes(written[name], value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and isinstance(written[name], Mapping):
+            changes += listed_changes(written[name], value, f"{prefix}{name}.")
         elif written[name] != value:
             changes.append(f"{prefix}{name} is {written[name]} there and {value} here")
     return changes

@@ -5,25 +5,36 @@ Levels are numbered from the pixels inwards. Key names are those of the publishe
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segros_train.backbones.harmon.config import VaeConfig
 
-__all__ = ["AutoencoderKL"]
+__all__ = ["AutoencoderKL", "Downsample", "Grouped", "Level", "Middle", "Upsample"]
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
-def _norm(config: VaeConfig, channels: int) -> nn.GroupNorm:
+class Grouped(Protocol):
+    """A configuration with a number of groups per normalisation."""
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of every GroupNorm."""
+        ...
+
+
+def _norm(config: Grouped, channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(config.num_groups, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
     """Two normalised convolutions with a shortcut."""
 
-    def __init__(self, config: VaeConfig, inputs: int, outputs: int) -> None:
+    def __init__(self, config: Grouped, inputs: int, outputs: int) -> None:
         super().__init__()
         self.norm1 = _norm(config, inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -41,7 +52,7 @@ class ResBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head attention over all positions of a feature map."""
 
-    def __init__(self, config: VaeConfig, channels: int) -> None:
+    def __init__(self, config: Grouped, channels: int) -> None:
         super().__init__()
         self.norm = _norm(config, channels)
         self.q = nn.Conv2d(channels, channels, 1)
@@ -81,7 +92,7 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, attention after each where the level has it."""
 
-    def __init__(self, config: VaeConfig, inputs: int, outputs: int, *, num_blocks: int, attention: bool) -> None:
+    def __init__(self, config: Grouped, inputs: int, outputs: int, *, num_blocks: int, attention: bool) -> None:
         super().__init__()
         widths = [inputs, *[outputs] * num_blocks]
         self.block = nn.ModuleList(ResBlock(config, a, b) for a, b in zip(widths, widths[1:], strict=False))
@@ -99,7 +110,7 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Residual, attention and residual block at the lowest resolution."""
 
-    def __init__(self, config: VaeConfig, channels: int) -> None:
+    def __init__(self, config: Grouped, channels: int) -> None:
         super().__init__()
         self.block_1 = ResBlock(config, channels, channels)
         self.attn_1 = AttnBlock(config, channels)

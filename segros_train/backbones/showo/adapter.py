@@ -1,0 +1,305 @@
+"""Show-o behind the project's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
+from segros_train.backbones.harmon.instructions import INSTRUCTIONS, read_instructions
+from segros_train.backbones.showo import answering, sampling
+from segros_train.backbones.showo.layout import drawing_layout
+from segros_train.backbones.showo.model import ShowoModel
+from segros_train.backbones.showo.prompts import IGNORED, ShowoTokenizer
+from segros_train.backbones.showo.states import published_names, write_checkpoint
+from segros_train.backbones.showo.transforms import CropForClip, CropToSquare
+from segros_train.masking import cosine_ratio
+from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, InstructionBatch, Supervision
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from segros_train.types import BackboneCard, Grid
+
+__all__ = ["Showo"]
+
+BLUR = 8
+
+
+class Showo(Backbone):
+    """Realise any supervision with Show-o's language model over text and image codes.
+
+    Captions condition the image as upstream trains it. Hints are what upstream reads of an image: projected patches of
+    the vision tower, or, without one, codes of a smaller or blurred image, since codes of the image itself would be
+    copied. Their gradient reaches the projector; tower and tokenizer of images are frozen.
+    """
+
+    def __init__(
+        self,
+        card: BackboneCard,
+        model: ShowoModel,
+        tokenizer: ShowoTokenizer,
+        *,
+        realisation: Realisation | None = None,
+        instructions: Sequence[str] | None = None,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            card: What the model realises.
+            model: Modules and weights.
+            tokenizer: The language model's.
+            realisation: Choices to follow.
+            instructions: Texts for samples without a caption; None takes the configuration's.
+
+        Raises:
+            PrerequisiteError: If the configuration's file of instructions cannot be read.
+        """
+        super().__init__()
+        self.card = card
+        self.model = model
+        self.tokenizer = tokenizer
+        self.realisation = realisation or Realisation()
+        file = model.config.instructions_file
+        own = INSTRUCTIONS if file is None else read_instructions(Path(file))
+        self.instructions = tuple(own if instructions is None else instructions)
+        self.latent_table: Mapping[str, Tensor] | None = None
+        self.code_weights: Tensor | None = None
+        self._encoded: tuple[Tensor, Tensor] | None = None
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.model.device
+
+    @property
+    def has_tower(self) -> bool:
+        """Whether a vision tower reads images; otherwise codes are read."""
+        return self.model.config.clip is not None
+
+    def _codes(self, batch: GenerationBatch) -> Tensor:
+        """Encode images to codes [B, N], once for the `embed` and `t2i_loss` of a step: the tokenizer is frozen.
+
+        Items of `latent_table`, codes [N] by item id, are looked up instead.
+        """
+        table = self.latent_table
+        if table is not None:
+            return torch.stack([table[item_id] for item_id in batch.item_ids]).to(self.device, torch.long)
+        if self._encoded is None or self._encoded[0] is not batch.images:
+            self._encoded = (batch.images, self.model.encode_images(batch.images.to(self.device)).flatten(1))
+        return self._encoded[1]
+
+    def _grid(self, images: Tensor) -> Grid:
+        stride = self.model.config.vq.stride_px
+        return (images.shape[2] // stride, images.shape[3] // stride)
+
+    def image_inputs(self, images: Tensor) -> Tensor:
+        """Return how the language model reads images [B, 3, h, w]: projected patches or embedded codes, [B, I, D]."""
+        if self.has_tower:
+            # The tower is frozen, so the `embed` and `t2i_loss` of a step share what it says.
+            if self._seen is None or self._seen[0] is not images:
+                self._seen = (images, self.model.clip_features(images))
+            return self.model.mm_projector(self._seen[1])
+        return self.model.embed(self.model.encode_images(images).flatten(1) + self.model.config.image_offset)
+
+    def _hint_source(self, images: Tensor) -> tuple[Tensor, Grid]:
+        """Return what hints are taken from, [B, N, D] in raster order of a grid."""
+        clip = self.model.config.clip
+        if clip is not None:
+            return self.image_inputs(images), (clip.side, clip.side)
+        shrink = 2 if self.model.config.code_hints == "half" else BLUR
+        size = (images.shape[2], images.shape[3])
+        smaller = F.interpolate(
+            images, (size[0] // shrink, size[1] // shrink), mode="bilinear", antialias=True, align_corners=False
+        )
+        if self.model.config.code_hints == "blur8":
+            smaller = F.interpolate(smaller, size, mode="bilinear", align_corners=False)
+        return self.image_inputs(smaller), self._grid(smaller)
+
+    @torch.no_grad()
+    def embed(self, batch: GenerationBatch) -> Embeddings:
+        """Return caption rows of the embedding table and what hints are taken from."""
+        limit = self.model.config.max_caption_tokens + 1
+        rows = []
+        for caption in batch.captions:
+            ids = self.tokenizer.request(caption, limit=limit)
+            rows.append([ids[place] for place, _ in self.tokenizer.caption_spans(caption, limit=limit)])
+        width = max(map(len, rows), default=0)
+        valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=self.device)
+        pad = self.tokenizer.special["pad"]
+        ids_padded = [[*row, *[pad] * (width - len(row))] for row in rows]
+        text = self.model.embed(torch.tensor(ids_padded, dtype=torch.long, device=self.device))
+        image, grid = self._hint_source(batch.images.to(self.device))
+        return Embeddings(text.float(), valid.view(len(rows), width), image.float(), grid, self._grid(batch.images))
+
+    def caption_tokens(self, caption: str) -> list[str]:
+        """Return the text of each caption token, in the order of the valid places of `embed`'s text."""
+        spans = self.tokenizer.caption_spans(caption, limit=self.model.config.max_caption_tokens + 1)
+        return [text for _, text in spans]
+
+    def masking_ratio(self, size: int, rng: Generator) -> Tensor:
+        """Draw [size] shares that are whole numbers of cells, for upstream rounds where methods take the ceiling."""
+        num_cells = (self.card.image_size_px // self.model.config.vq.stride_px) ** 2
+        ratio = cosine_ratio(size, rng).clamp(min=self.model.config.min_masking_ratio)
+        return sampling.num_hidden(ratio, num_cells).double() / num_cells
+
+    def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: Generator) -> Tensor:
+        """Return the cross-entropy of the target cells' codes over all ids, a scalar.
+
+        Raises:
+            ValueError: If nothing is masked, the target is empty, or neither a caption nor hints condition the image.
+        """
+        if supervision.masked is None or (supervision.hints is None and not supervision.caption):
+            raise ValueError("Show-o needs masked cells, and a caption or hints.")
+        masked = supervision.masked.to(self.device)
+        target = masked if supervision.target is None else supervision.target.to(self.device)
+        if not bool(target.any()):
+            raise ValueError("The supervision has no target cell.")
+        ids = self._codes(batch) + self.model.config.image_offset
+        special = self.tokenizer.special
+        borders = (torch.full_like(ids[:, :1], special["soi"]), torch.full_like(ids[:, :1], special["eoi"]))
+        image = torch.cat([borders[0], ids.masked_fill(masked, self.model.config.mask_id), borders[1]], dim=1)
+        states = self._states(batch, supervision, image, rng)
+        labels = ids.masked_fill(~target, IGNORED)
+        edges = borders if self.model.config.boundary_targets else (torch.full_like(borders[0], IGNORED),) * 2
+        labels = torch.cat([edges[0], labels, edges[1]], dim=1)
+        weights = None
+        if self.code_weights is not None:
+            known = self.code_weights.to(self.device)[ids - self.model.config.image_offset]
+            weights = F.pad(known, (1, 1), value=1.0)
+        return self.model.nll(states, labels, weights=weights)
+
+    def _states(self, batch: GenerationBatch, supervision: Supervision, image: Tensor, rng: Generator) -> Tensor:
+        """Return the last states of the image block, [B, N + 2, D] of its ids [B, N + 2]."""
+        size, limit = len(batch.captions), self.model.config.max_caption_tokens + 1
+        dropped = torch.rand(size, generator=rng, device=rng.device) < self.realisation.text_dropout
+        texts = list(batch.captions)
+        if not supervision.caption:
+            picks = torch.randint(len(self.instructions), (size,), generator=rng, device=rng.device).tolist()
+            texts = [f"USER: \n {self.instructions[pick]} ASSISTANT:" for pick in picks]
+        flags = dropped.tolist()
+        rows = [
+            self.tokenizer.request("" if drop else text, limit=limit) for text, drop in zip(texts, flags, strict=True)
+        ]
+        width = max(map(len, rows))
+        pad = self.tokenizer.special["pad"]
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.device)
+        hints = self._hints(batch, supervision)
+        layout = drawing_layout(
+            ids != pad,
+            image.shape[1],
+            num_hints=0 if hints is None else hints.shape[1],
+            with_hints=~dropped.to(self.device) if self.model.config.drop_hints_with_text else None,
+            slot=self.realisation.hint_slot or ("prefix" if supervision.caption else "user"),
+            offset=limit - width,
+        )
+        parts = ([] if hints is None else [hints]) + [self.model.embed(torch.cat([ids, image], dim=1))]
+        attention = self.realisation.attention
+        rows_see = layout.blocks(attention)
+        states = self.model.hidden(
+            torch.cat(parts, dim=1),
+            layout.positions,
+            mask=layout.mask(attention) if rows_see is None else None,
+            blocks=rows_see,
+        )
+        return states[:, layout.image_start :]
+
+    def _hints(self, batch: GenerationBatch, supervision: Supervision) -> Tensor | None:
+        """Return the hint block with its two tokens, [B, H + 2, D]."""
+        if supervision.hints is None:
+            return None
+        source, _ = self._hint_source(batch.images.to(self.device))
+        index = supervision.hints.to(self.device).unsqueeze(-1).expand(-1, -1, source.shape[-1])
+        ends = torch.tensor([self.tokenizer.special["soi"], self.tokenizer.special["eoi"]], device=self.device)
+        first, last = self.model.embed(ends).expand(len(source), 2, -1).split(1, dim=1)
+        return torch.cat([first, source.gather(1, index).to(first.dtype), last], dim=1)
+
+    def i2t_loss(self, batch: InstructionBatch) -> Tensor:
+        """Return the mean negative log-likelihood of the tokens of all answers, a scalar.
+
+        Raises:
+            ValueError: If the length limit leaves no token of an answer.
+        """
+        limit = self.model.config.max_dialogue_tokens
+        dialogues = [self.tokenizer.dialogue(turns, tower=self.has_tower, limit=limit) for turns in batch.dialogues]
+        image = self.image_inputs(batch.images.to(self.device))
+        states = answering.read(self.model, image, dialogues, everything=not self.has_tower)
+        labels = torch.full(states.shape[:2], IGNORED)
+        for row, dialogue in zip(labels, dialogues, strict=True):
+            start = len(dialogue.head) + image.shape[1]
+            row[start : start + len(dialogue.labels)] = torch.tensor(dialogue.labels)
+        if not bool((labels[:, 1:] != IGNORED).any()):
+            raise ValueError("No token of an answer is left to learn from; raise max_dialogue_tokens.")
+        return self.model.next_token_nll(states, labels.to(self.device))
+
+    def generate(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], settings: GenerationSettings
+    ) -> Iterator[Image]:
+        """Yield one image per prompt; see `sampling.draw`."""
+        return sampling.draw(self, prompts, seeds=seeds, settings=settings)
+
+    def answer(self, images: Sequence[Sequence[Image]], questions: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        """Answer each question about its one image by greedy decoding.
+
+        Raises:
+            ValueError: If a question is not about exactly one image.
+        """
+        return answering.answer(self, images, questions, max_new_tokens=max_new_tokens)
+
+    def choice_logprobs(
+        self, images: Sequence[Sequence[Image]], questions: Sequence[str], choices: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Return the log-probability of each choice's first token as the first token of the answer.
+
+        Raises:
+            ValueError: If a question is not about exactly one image, or a choice has no token.
+        """
+        return answering.choice_logprobs(self, images, questions, choices)
+
+    def image_transform(self, purpose: Literal["generation", "understanding"]) -> ImageTransform:
+        """Return the preparation of images: the middle square, in the size of the tokenizer or of the tower."""
+        clip = self.model.config.clip
+        if purpose == "understanding" and clip is not None:
+            return CropForClip(clip.image_size_px)
+        return CropToSquare(self.card.image_size_px)
+
+    def parameter_groups(self) -> ParameterGroups:
+        """Return the trainable parameters; biases alone are not decayed.
+
+        Source: showlab/Show-o training/train.py @ 45a5a2de (its list of exceptions matches nothing else)
+        """
+        groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups[not name.endswith("bias")].append(parameter)
+        return ParameterGroups(decayed=tuple(groups[True]), not_decayed=tuple(groups[False]))
+
+    def realise(self, realisation: Realisation) -> None:
+        """Adopt choices that training and sampling follow and checkpoints record."""
+        self.realisation = realisation
+
+    def save_pretrained(self, directory: Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write a checkpoint: `config.json`, `model.safetensors` with all parts, `tokenizer.json`.
+
+        Args:
+            directory: Created when absent.
+            dtype: Type of the weights on disk.
+        """
+        write_checkpoint(
+            directory,
+            self.model,
+            card=self.card,
+            tokenizer=self.tokenizer,
+            realisation=self.realisation,
+            dtype=dtype,
+        )
+
+    def upstream_state(self) -> dict[str, Tensor]:
+        """Return the weights under upstream's key names, those of its three files together."""
+        return published_names(self.model.state_dict())

@@ -1,0 +1,177 @@
+"""Texts as Show-o reads them: one sequence for every task, with a token that names it.
+
+Ids count the tokenizer's own, then ten special tokens in upstream's order, then the codes, then the mask. One id,
+`<|endoftext|>`, both starts and ends a text.
+
+    t2i    [t2i] [bos] text [eos] [soi] codes [eoi]           padded on the left
+    lm     [bos] text [eos]                                   padded on the right
+    mmu    [mmu] system? [soi] image [eoi] text               padded on the right
+
+Source: showlab/Show-o training/prompting_utils.py @ 45a5a2de
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Encoding, Tokenizer
+
+from segros_train.errors import PrerequisiteError
+from segros_train.types import Turn
+
+__all__ = ["END", "IGNORED", "Dialogue", "ShowoTokenizer"]
+
+END = "<|endoftext|>"
+IGNORED = -100
+SPECIAL = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A dialogue as ids; the image stands between `head` and `tail`.
+
+    Attributes:
+        head: Ids up to and with the token that starts the image.
+        tail: Ids from the token that ends the image.
+        labels: One per id of `tail`: the id where it is an answer's, else -100.
+    """
+
+    head: tuple[int, ...]
+    tail: tuple[int, ...]
+    labels: tuple[int, ...] = ()
+
+
+class ShowoTokenizer:
+    """The language model's tokenizer with Show-o's special tokens and templates."""
+
+    def __init__(self, tokenizer: Tokenizer, *, text_vocab_size: int, system_prompt: str = "") -> None:
+        """Wrap a tokenizer.
+
+        Args:
+            tokenizer: Gives ids below `text_vocab_size`.
+            text_vocab_size: Id of the first special token.
+            system_prompt: Text in front of an image that is read.
+
+        Raises:
+            PrerequisiteError: If it lacks the token that ends a text, or has more ids than the model.
+        """
+        end = tokenizer.token_to_id(END)
+        if end is None or tokenizer.get_vocab_size() > text_vocab_size:
+            raise PrerequisiteError(
+                f"The tokenizer has {tokenizer.get_vocab_size()} tokens and {END} is {end}; Show-o needs that token "
+                f"and at most {text_vocab_size}. Take the tokenizer.json of the backbone."
+            )
+        self.tokenizer = tokenizer
+        self.end_id: int = end
+        self.special = {name: text_vocab_size + index for index, name in enumerate(SPECIAL)}
+        self._added = frozenset(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+        self.system = tuple(self.ids(system_prompt)) if system_prompt else ()
+
+    @classmethod
+    def from_file(cls, path: Path, *, text_vocab_size: int, system_prompt: str = "") -> ShowoTokenizer:
+        """Read a `tokenizer.json`; arguments as for the class.
+
+        Raises:
+            PrerequisiteError: If it cannot be read as one.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+            values = json.loads(text)
+        except (OSError, ValueError) as error:
+            raise PrerequisiteError(f"Cannot read the tokenizer {path}: {error}. Fetch it again.") from error
+        if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+            raise PrerequisiteError(f"{path} is no tokenizer.json: it describes no model. Fetch it again.")
+        return cls(Tokenizer.from_str(text), text_vocab_size=text_vocab_size, system_prompt=system_prompt)
+
+    def _encode(self, text: str) -> Encoding:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def ids(self, text: str) -> list[int]:
+        """Return the ids of `text`, nothing added."""
+        return self._encode(text).ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids` without special tokens and outer blanks."""
+        kept = [index for index in ids if index < self.special["pad"]]
+        return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+
+    def _started(self, text: str) -> list[int]:
+        ids = self.ids(text)
+        return ids if ids[:1] == [self.end_id] else [self.end_id, *ids]
+
+    def request(self, text: str, *, limit: int) -> list[int]:
+        """Return [task] [bos] text [eos] for drawing; a text too long is cut before its end token.
+
+        Args:
+            text: As written; empty for the unconditional prompt.
+            limit: Largest number of ids, the task token included.
+        """
+        body = [self.special["t2i"], *self._started(text), self.end_id]
+        return body if len(body) <= limit else [*body[: limit - 1], self.end_id]
+
+    def sentence(self, text: str, *, limit: int) -> list[int]:
+        """Return [bos] text [eos] for language modelling, cut on the right."""
+        return [*self._started(text), self.end_id][:limit]
+
+    def reading(self, text: str, *, limit: int) -> list[int]:
+        """Return [bos] text [eos] to stand behind the codes of an image; a text too long keeps its end token."""
+        ids = [*self._started(text), self.end_id]
+        return ids if len(ids) <= limit else [*ids[: limit - 1], self.end_id]
+
+    def caption_spans(self, caption: str, *, limit: int) -> list[tuple[int, str]]:
+        """Return place in `request` and text of each token of the caption that is no special token.
+
+        Args:
+            caption: As written.
+            limit: As in `request`.
+        """
+        encoding = self._encode(caption)
+        shift = 1 if encoding.ids[:1] == [self.end_id] else 2
+        room = limit - 1 if len(encoding.ids) + shift + 1 > limit else limit
+        return [
+            (shift + place, caption[start:stop].strip())
+            for place, (index, (start, stop)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True))
+            if index not in self._added and index != self.end_id and shift + place < room
+        ]
+
+    def _head(self, *, tower: bool) -> tuple[int, ...]:
+        return (self.special["mmu"], *(self.system if tower else ()), self.special["soi"])
+
+    def question(self, question: str, *, tower: bool) -> Dialogue:
+        """Tokenise a question about an image, up to where the answer starts.
+
+        Args:
+            question: As the benchmark writes it.
+            tower: Whether a vision tower reads the image; codes have another template.
+
+        Source: showlab/Show-o inference_mmu.py @ 45a5a2de
+        """
+        eoi = self.special["eoi"]
+        if tower:
+            return Dialogue(self._head(tower=True), (eoi, *self.ids(f"USER: {question} ASSISTANT:")))
+        return Dialogue(self._head(tower=False), (eoi, self.end_id, *self.ids(f"USER: \n{question} ASSISTANT:")))
+
+    def dialogue(self, turns: Sequence[Turn], *, tower: bool, limit: int) -> Dialogue:
+        """Tokenise a dialogue about an image with the labels of its answers.
+
+        Every answer is supervised with the token that ends it; nothing else is.
+
+        Args:
+            turns: At least one turn.
+            tower: As in `question`.
+            limit: Largest number of ids of the text; the rest is cut off on the right.
+
+        Source: showlab/Show-o llava/llava_data_vq_unified.py @ 45a5a2de (template)
+        """
+        ids: list[int] = []
+        labels: list[int] = []
+        for turn in turns:
+            asked = self.ids(f"USER: {turn.question} ASSISTANT:")
+            answered = [*self.ids(f" {turn.answer}"), self.end_id]
+            ids += asked + answered
+            labels += [IGNORED] * len(asked) + answered
+        tail = (self.special["eoi"], *ids[:limit])
+        return Dialogue(self._head(tower=tower), tail, (IGNORED, *labels[:limit]))
