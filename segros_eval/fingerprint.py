@@ -52,12 +52,13 @@ def training_code(family: str) -> str:
 
 
 def evaluation_code(evaluator: Any) -> str:
-    """Return the digest of the code that asks and scores for one evaluator: its module and those named after it."""
+    """Return the digest of the code that asks and scores for one evaluator: its module, its tools, what they share."""
     spec = importlib.util.find_spec(type(evaluator).__module__)
     module = Path(spec.origin) if spec is not None and spec.origin else None
     own = module.parent.glob(f"{module.stem}*.py") if module is not None else ()
-    shared = (EVAL / name for name in ("respond.py", "scene.py", "statistics.py"))
-    return _digest(path for path in (*own, *shared) if path.is_file())
+    tools = (path for need in getattr(evaluator, "needs", ()) for path in EVAL.glob(f"{need}*.py"))
+    shared = (EVAL / name for name in ("folders.py", "respond.py", "scene.py", "scene_judge.py", "statistics.py"))
+    return _digest(path for path in (*own, *tools, *shared) if path.is_file())
 
 
 def weights_digest(card: BackboneCard, checkpoint: Path | None) -> dict[str, str]:
