@@ -56,11 +56,13 @@ def training_code(family: str) -> str:
 def evaluation_code(evaluator: Any) -> str:
     """Return the digest of the code that asks and scores for one evaluator.
 
-    It is the evaluator's module, those named after it, and what these import of evaluators, questions and intervals.
+    It is the evaluator's module, those named after it, its tools, and what these import of evaluators, questions and
+    intervals.
     """
     spec = importlib.util.find_spec(type(evaluator).__module__)
     module = Path(spec.origin) if spec is not None and spec.origin else None
     found = set(module.parent.glob(f"{module.stem}*.py")) if module is not None else set()
+    found |= {path for need in getattr(evaluator, "needs", ()) for path in EVAL.glob(f"{need}*.py")}
     waiting = list(found)
     while waiting:
         text = waiting.pop().read_text(encoding="utf-8")
@@ -68,7 +70,7 @@ def evaluation_code(evaluator: Any) -> str:
         new = {path for path in imported - found if path.is_file()}
         found |= new
         waiting += new
-    shared = {EVAL / name for name in ("respond.py", "scene.py", "statistics.py")}
+    shared = {EVAL / name for name in ("folders.py", "respond.py", "scene.py", "scene_judge.py", "statistics.py")}
     return _digest(found | shared)
 
 
