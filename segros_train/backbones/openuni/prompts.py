@@ -84,15 +84,14 @@ class OpenUniTokenizer:
             PrerequisiteError: If it lacks a token of the templates.
         """
         self.tokenizer = tokenizer
-        missing = [
-            token for token in (END, IMAGE_START, IMAGE_TOKEN, IMAGE_END) if tokenizer.token_to_id(token) is None
-        ]
-        if missing:
+        found = {token: tokenizer.token_to_id(token) for token in (END, IMAGE_START, IMAGE_TOKEN, IMAGE_END)}
+        known = {token: index for token, index in found.items() if index is not None}
+        if missing := sorted(found.keys() - known.keys()):
             raise PrerequisiteError(
                 f"The tokenizer has no token {', '.join(missing)}; take the tokenizer.json of the InternVL3 model."
             )
-        self.end_id: int = tokenizer.token_to_id(END)
-        self.image_id: int = tokenizer.token_to_id(IMAGE_TOKEN)
+        self.end_id = known[END]
+        self.image_id = known[IMAGE_TOKEN]
         self._special = frozenset(
             index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
