@@ -334,7 +334,7 @@ def encode_scenes(backbone: Harmon, *, num_scenes: int, parts: Sequence[Part] = 
     Returns:
         Latents [rows, columns, C] by the item ids of `sources` and of the spread scenes of `parts`.
     """
-    table = {}
+    table: dict[str, Tensor] = {}
 
     def encode(item_ids: Sequence[str], scenes: Sequence[Scene]) -> None:
         for start in range(0, len(scenes), ENCODED_AT_ONCE):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -229,7 +229,7 @@ class OpenUniModel(nn.Module):
         return self
 
     @property
-    def language(self) -> nn.Module:
+    def language(self) -> Any:
         """The language model without its head."""
         return self.lmm.model.language_model
 

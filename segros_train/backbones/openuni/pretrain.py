@@ -186,7 +186,7 @@ class _Drawn(nn.Module):
     @torch.no_grad()
     def average(self) -> None:
         """Move the running average towards the weights."""
-        torch._foreach_lerp_(list(self.averaged), self.trained(), 1 - AVERAGED)
+        torch._foreach_lerp_(list(self.averaged), list[Tensor](self.trained()), 1 - AVERAGED)
 
     @torch.no_grad()
     def adopt(self) -> None:
