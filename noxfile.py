@@ -85,7 +85,9 @@ def mmdet(session: nox.Session) -> None:
     session.run("uv", "venv", "--allow-existing", "--python", "3.11", str(folder), external=True)
     pinned = ("torch==2.1.2", "numpy<2", "mmcv-lite==2.1.0", "mmdet==3.3.0", "opencv-python-headless<4.12")
     more = ("safetensors", "setuptools<70")
-    session.run("uv", "pip", "install", "--python", str(folder / "bin" / "python"), *pinned, *more, external=True)
+    session.run(
+        "uv", "pip", "install", "--no-config", "--python", str(folder / "bin" / "python"), *pinned, *more, external=True
+    )
     own = {"SEGROS_HOME": str(home), "SEGROS_TEST_MMDET": "1"}
     session.run(sys.executable, "-m", "pytest", "tests/mmdet", *session.posargs, external=True, env={**ENV, **own})
 
@@ -99,7 +101,7 @@ def mplug(session: nox.Session) -> None:
     pinned = ("modelscope==1.40.2", "torch==2.1.2", "torchvision==0.16.2", "transformers==4.30.2", "timm==0.9.16")
     more = ("numpy<2", "addict", "einops", "pyyaml", "safetensors", "pillow", "setuptools<70")
     python = str(folder / "bin" / "python")
-    session.run("uv", "pip", "install", "--python", python, *pinned, *more, external=True)
+    session.run("uv", "pip", "install", "--no-config", "--python", python, *pinned, *more, external=True)
     session.run(python, "tests/mplug/record.py", str(golden / "mplug"), external=True, env=ENV)
     run(session, "pytest", "tests/golden/test_mplug.py", "--golden", str(golden), *session.posargs)
 

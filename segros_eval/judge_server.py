@@ -93,7 +93,8 @@ def install(kind: str, *, tell: Callable[[str], None] = lambda _: None) -> Path:
         return folder
     tell(f"Python {PYTHON_VERSION}")
     _done([uv, "venv", "--clear", "--python", PYTHON_VERSION, str(folder)])
-    pip = [uv, "pip", "install", "--python", str(_python())]
+    # The constraints of a checkout the user stands in are not this environment's.
+    pip = [uv, "pip", "install", "--no-config", "--python", str(_python())]
     if kind == "gpu":
         tell(f"vllm {VLLM_VERSION}")
         _done([*pip, f"vllm=={VLLM_VERSION}"])

@@ -1,10 +1,10 @@
 """Pretrain a tiny Harmon on the embedded world, from random weights to a base that draws and answers.
 
-Four parts: a byte-level tokenizer; the autoencoder, frozen from then on; reading, where crowds of one shape and
-colour are drawn from their caption alone; and the unified model under its own losses, text-to-image and
-image-to-text together. The last two are the ordinary loop of `segros_train.loop` with method SFT, on scenes that are
-encoded once. Reading comes first because the caption of an ordinary scene tells of one or two cells in 36: a run
-without it, and with narrower first weights, ignored every caption after 2,500 updates.
+A byte-level tokenizer comes first, then the autoencoder, frozen from then on, then the unified model, in parts that
+the ordinary loop of `segros_train.loop` runs with method SFT on scenes that are encoded once. The caption of an
+ordinary scene tells of one or two cells in 36: a run on such scenes alone, and with narrower first weights, ignored
+every caption after 2,500 updates. So what captions tell of is first spread over half of the cells, and the loss is
+taken where captions tell of something, before all cells count alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from segros_train.data import shapes_language
 from segros_train.data.shapes import Alternating, GenerationSet, InstructionSet, PretrainingSet, SpreadSet
-from segros_train.data.shapes_world import CELL_PX, IMAGE_PX, crowded_scene, render, sample_scene
+from segros_train.data.shapes_world import CELL_PX, IMAGE_PX, TAGS, crowded_scene, render, sample_scene
 from segros_train.errors import PrerequisiteError
 from segros_train.files import append_jsonl, replace_file
 from segros_train.methods.sft import SFT
@@ -290,14 +290,14 @@ class Part:
         method: What decides the supervision.
         recipe: How to train.
         tags: Tags of the scenes, by turns; as the world draws them when empty.
-        spread_every: Every how many samples one is a spread scene, the others being ordinary ones.
+        spread_every: Every how many samples one is a spread scene, the others being ordinary ones; None for none.
     """
 
     name: str
     method: SFT
     recipe: Recipe
     tags: tuple[Tag, ...] = ()
-    spread_every: int = 1
+    spread_every: int | None = 1
 
 
 READING = Recipe(
@@ -311,13 +311,38 @@ READING = Recipe(
     text_dropout=0.0,
     precision="bf16",
 )
+_CAPTIONED = replace(READING, learning_rate=1.5e-3, text_dropout=0.1)
+_JOINT = replace(_CAPTIONED, learning_rate=1.2e-3, i2t_weight=0.1, i2t_batch_size=16)
+_HALF_HIDDEN = SFT(all_hidden_share=0.5, num_untold=4)
 PARTS = (
     Part("reading", SFT(all_hidden_share=1.0), READING, tags=("colors",)),
+    Part("telling", _HALF_HIDDEN, replace(_CAPTIONED, optimizer_steps=2500), spread_every=2),
     Part(
-        "telling",
-        SFT(all_hidden_share=0.5, num_untold=4),
-        replace(READING, optimizer_steps=2500, learning_rate=1.5e-3, text_dropout=0.1),
+        "joint",
+        SFT(all_hidden_share=0.35),
+        replace(_JOINT, optimizer_steps=4000, warmup_steps=100, schedule_steps=4000),
+        spread_every=None,
+    ),
+    Part(
+        "coloring",
+        _HALF_HIDDEN,
+        replace(_CAPTIONED, optimizer_steps=2000),
+        tags=("colors", "color_attr", "colors", "color_attr", "counting", "position"),
         spread_every=2,
+    ),
+    Part(
+        "binding",
+        SFT(all_hidden_share=0.35, num_untold=16),
+        replace(_JOINT, optimizer_steps=1500),
+        tags=(*TAGS, "colors", "color_attr"),
+        spread_every=8,
+    ),
+    Part(
+        "settling",
+        SFT(all_hidden_share=0.35, num_untold=16),
+        replace(_JOINT, optimizer_steps=2200, schedule_steps=2200),
+        tags=TAGS,
+        spread_every=None,
     ),
 )
 
@@ -353,12 +378,22 @@ def encode_scenes(backbone: Harmon, *, num_scenes: int, parts: Sequence[Part] = 
     }
 
 
-def _sets(part: Part, num_scenes: int) -> tuple[SpreadSet, GenerationSet | None]:
+def _sets(part: Part, num_scenes: int) -> tuple[SpreadSet | None, GenerationSet | None]:
     """Return the spread and the ordinary scenes of a part."""
-    spread = SpreadSet(SCENES_SEED, math.ceil(num_scenes / SPREAD_SHARE), part.tags, drawn=False)
-    if part.spread_every == 1:
-        return spread, None
-    return spread, GenerationSet(SCENES_SEED, num_scenes, part.tags, drawn=False)
+    num_spread = math.ceil(num_scenes / SPREAD_SHARE)
+    spread = SpreadSet(SCENES_SEED, num_spread, part.tags, drawn=False)
+    ordinary = GenerationSet(SCENES_SEED, num_scenes, part.tags, drawn=False)
+    return (None if part.spread_every is None else spread, None if part.spread_every == 1 else ordinary)
+
+
+def _captioned(part: Part, num_scenes: int) -> GenerationSource:
+    """Return what a part draws from."""
+    spread, ordinary = _sets(part, num_scenes)
+    if spread is None or ordinary is None or part.spread_every is None:
+        either = spread or ordinary
+        assert either is not None
+        return either
+    return Alternating(spread, ordinary, part.spread_every)
 
 
 def _run(part: Part, backbone: Harmon, *, directory: Path, seed: int, num_scenes: int) -> None:
@@ -366,13 +401,12 @@ def _run(part: Part, backbone: Harmon, *, directory: Path, seed: int, num_scenes
     from segros_train.backbones.harmon import load
     from segros_train.loop import train
 
-    spread, ordinary = _sets(part, num_scenes)
     _, questions = _ordinary(num_scenes)
     outcome = train(
         backbone,
         part.method,
         recipe=part.recipe,
-        generation=spread if ordinary is None else Alternating(spread, ordinary, part.spread_every),
+        generation=_captioned(part, num_scenes),
         instruction=questions if part.recipe.i2t_weight else None,
         directory=directory / part.name,
         seed=seed,
