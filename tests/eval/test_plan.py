@@ -107,10 +107,10 @@ def test_a_recipe_sets_the_hints_of_segros_where_nothing_else_does(declared: Cat
 
 
 def test_pretraining_takes_the_recipe_named_after_its_backbone(declared: Catalog) -> None:
-    scratch = dataclasses.replace(declared.methods["sft"], name="scratch", from_scratch=True)
+    scratch = dataclasses.replace(declared.methods["sft"], name="pretrain", from_scratch=True)
     recipes = {**declared.recipes, "micro-pretrain": dataclasses.replace(declared.recipes["micro"], batch_size=5)}
-    catalog = dataclasses.replace(declared, methods={**declared.methods, "scratch": scratch}, recipes=recipes)
-    (stage,) = plan_of(catalog, methods=("scratch",)).stages
+    catalog = dataclasses.replace(declared, methods={**declared.methods, "pretrain": scratch}, recipes=recipes)
+    (stage,) = plan_of(catalog, methods=("pretrain",)).stages
     assert stage.recipe == recipes["micro-pretrain"]
 
 

@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from segros_train.backbones.harmon.autoencoding import (
+    AutoencoderRecipe,
+    latent_scale,
+    pretrain_autoencoder,
+    training_images,
+)
 from segros_train.backbones.harmon.config import (
     DiffusionConfig,
     HarmonConfig,
@@ -19,16 +25,7 @@ from segros_train.data.shapes import GenerationSet
 from segros_train.data.shapes_language import corpus
 from segros_train.errors import PrerequisiteError
 from segros_train.methods.sft import SFT
-from segros_train.pretrain import (
-    SCENES_SEED,
-    AutoencoderRecipe,
-    Part,
-    _autoencoder_batch,
-    build_tokenizer,
-    latent_scale,
-    prepare,
-    pretrain_autoencoder,
-)
+from segros_train.pretrain import SCENES_SEED, Part, build_tokenizer, prepare
 from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings, Recipe, Supervision
 
 VAE = VaeConfig(embed_dim=4, ch=8, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, num_groups=4)
@@ -90,7 +87,7 @@ def test_an_autoencoder_trained_in_pieces_equals_one_trained_in_one(tmp_path: Pa
                 raise Killed
             saved(content, path)
 
-        patch.setattr("segros_train.pretrain.torch.save", save_then_die)
+        patch.setattr("segros_train.backbones.harmon.autoencoding.torch.save", save_then_die)
         with pytest.raises(Killed):
             _states(state.parent, RECIPE)
     assert torch.load(state, weights_only=True)["step"] == 3
@@ -101,7 +98,7 @@ def test_an_autoencoder_trained_in_pieces_equals_one_trained_in_one(tmp_path: Pa
 def test_the_last_part_of_the_autoencoder_counts_the_background_lightly() -> None:
     recipe = replace(RECIPE, background_weight=0.25)
     for step in range(6):
-        images, weights = _autoencoder_batch(recipe, step, seed=0)
+        images, weights = training_images(recipe, step, seed=0)
         if step < 4:
             assert weights == 1.0
         else:
