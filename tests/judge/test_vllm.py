@@ -52,7 +52,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def server_pid(judge: JudgeClient) -> int:
-    (state,) = (environment().parent / "servers").glob("*.json")
+    # A session that was killed may have left another server's record.
+    state = max((environment().parent / "servers").glob("*.json"), key=lambda path: path.stat().st_mtime)
     return int(json.loads(state.read_text(encoding="utf-8"))["pid"])
 
 
