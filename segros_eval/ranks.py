@@ -5,6 +5,7 @@ Every process trains; each draws and answers its share of the items; the first a
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Ranks:
         from accelerate import PartialState
 
         state = PartialState(cpu=not torch.cuda.is_available())
+        atexit.register(_leave)
         return cls(state.process_index, state.num_processes)
 
     @property
@@ -48,6 +50,14 @@ class Ranks:
 
         pairs: list[tuple[str, str]] = gather_object(list(own.items()))
         return dict(pairs)
+
+
+def _leave() -> None:
+    """Leave the group of processes: its threads, still running when the interpreter ends, would abort the process."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def local_device() -> str:

@@ -175,3 +175,4 @@ if __name__ == "__main__":
     # One of the processes of a distributed run, which stops and goes on.
     for stop in (5, None):
         train_toy(Path(sys.argv[1]), backbone=PlainBackbone(), stop_after=stop)
+    torch.distributed.destroy_process_group()
