@@ -183,19 +183,19 @@ def resample_scores(scores: Tensor, source: Grid, target: Grid) -> Tensor:
     return resized.flatten(1)
 
 
-def truncated_normal_ratio(uniform: Tensor, *, minimum: float) -> Tensor:
-    """Turn uniform draws into masking ratios: normal around 1 with deviation 0.25, cut to [minimum, 1].
+def truncated_normal_ratio(uniform: Tensor, *, minimum: float, deviation: float = 0.25) -> Tensor:
+    """Turn uniform draws into masking ratios: normal around 1, cut to [minimum, 1].
 
     Args:
         uniform: [B] floating in [0, 1).
         minimum: Smallest ratio.
+        deviation: Of the normal distribution; 0.25 upstream.
 
     Returns:
         [B] float64.
 
     Source: wusize/Harmon src/models/mar/mar.py @ 4eb60876
     """
-    deviation = 0.25
     lowest = torch.special.ndtr(torch.tensor((minimum - 1) / deviation, dtype=torch.float64)).item()
     quantile = lowest + uniform.double() * (0.5 - lowest)
     return (1 + deviation * torch.special.ndtri(quantile)).clamp(minimum, 1)

@@ -89,10 +89,17 @@ harmon_tiny = BackboneCard(
             decoder_depth=3,
             decoder_heads=5,
             diffusion=DiffusionConfig(
-                depth=3, width=160, num_sampling_steps=25, last_sampling_timestep=950, batch_mul=2
+                depth=3,
+                width=160,
+                num_sampling_steps=25,
+                last_sampling_timestep=950,
+                batch_mul=2,
+                max_timestep_weight=8.0,
             ),
             base_grid=(6, 6),
             buffer_size=16,
+            mask_ratio_min=0.03,
+            mask_ratio_deviation=0.5,
             attention_dropout=0.0,
             projection_dropout=0.0,
             num_classes=1,

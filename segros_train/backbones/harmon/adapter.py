@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
 from segros_train.backbones.harmon import answering, sampling
-from segros_train.backbones.harmon.diffusion import NUM_TRAINING_STEPS
+from segros_train.backbones.harmon.diffusion import draw_timesteps
 from segros_train.backbones.harmon.instructions import INSTRUCTIONS
 from segros_train.backbones.harmon.mar import gather_rows
 from segros_train.backbones.harmon.model import HarmonModel, evaluating
@@ -117,7 +117,8 @@ class Harmon(Backbone):
     def masking_ratio(self, size: int, rng: Generator) -> Tensor:
         """Draw one share of hidden cells for the whole batch, [size]."""
         uniform = torch.rand(1, generator=rng, device=rng.device, dtype=torch.float64)
-        ratio = truncated_normal_ratio(uniform, minimum=self.model.config.mar.mask_ratio_min)
+        mar = self.model.config.mar
+        ratio = truncated_normal_ratio(uniform, minimum=mar.mask_ratio_min, deviation=mar.mask_ratio_deviation)
         return ratio.float().expand(size)
 
     def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: Generator) -> Tensor:
@@ -173,9 +174,8 @@ class Harmon(Backbone):
 
     def _diffusion_loss(self, conditions: Tensor, cells: Tensor, rng: Generator) -> Tensor:
         """Return the mean loss over rows [R, ...], each at `batch_mul` timesteps drawn from `rng`."""
-        shape = (self.model.config.mar.diffusion.batch_mul, len(cells))
-        timesteps = torch.randint(NUM_TRAINING_STEPS, shape, generator=rng, device=rng.device)
-        noise = torch.randn(*shape, cells.shape[1], generator=rng, device=rng.device)
+        timesteps = draw_timesteps(self.model.config.mar.diffusion, len(cells), rng)
+        noise = torch.randn(*timesteps.shape, cells.shape[1], generator=rng, device=rng.device)
         return self.model.mar.diffloss.loss(
             conditions, cells, timesteps=timesteps.to(self.device), noise=noise.to(self.device)
         )

@@ -62,6 +62,9 @@ class DiffusionConfig:
         num_sampling_steps: Denoising steps of a draw, out of the 1000 of training.
         last_sampling_timestep: Timestep a draw starts from; upstream's is the last of training.
         batch_mul: Timesteps drawn per cell and training step.
+        max_timestep_weight: Training draws a timestep in proportion to the inverse of the signal's share of the
+            variance, up to this. 1 draws all alike, as upstream does; more favours the noisy ones, at which the
+            condition, and not the noisy cell, tells what the cell shows.
     """
 
     depth: int
@@ -69,6 +72,7 @@ class DiffusionConfig:
     num_sampling_steps: int = 100
     last_sampling_timestep: int = 999
     batch_mul: int = 4
+    max_timestep_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class MarConfig:
         buffer_size: Learned tokens that go along with the visible cells.
         mlp_ratio: Hidden width of an MLP in multiples of the width.
         mask_ratio_min: Smallest share of hidden cells in training.
+        mask_ratio_deviation: Deviation from 1 of that share before it is cut.
         attention_dropout: Dropout of attention weights in training.
         projection_dropout: Dropout after projections and in MLPs in training.
         num_classes: Rows of the class table, which checkpoints hold and nothing reads.
@@ -103,6 +108,7 @@ class MarConfig:
     buffer_size: int = 64
     mlp_ratio: float = 4.0
     mask_ratio_min: float = 0.7
+    mask_ratio_deviation: float = 0.25
     attention_dropout: float = 0.1
     projection_dropout: float = 0.1
     num_classes: int = 1000

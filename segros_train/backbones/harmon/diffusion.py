@@ -25,7 +25,15 @@ from torch.utils.checkpoint import checkpoint
 
 from segros_train.backbones.harmon.config import DiffusionConfig
 
-__all__ = ["NUM_TRAINING_STEPS", "DiffusionHead", "NoiseStep", "RowLosses", "sampling_steps", "training_steps"]
+__all__ = [
+    "NUM_TRAINING_STEPS",
+    "DiffusionHead",
+    "NoiseStep",
+    "RowLosses",
+    "draw_timesteps",
+    "sampling_steps",
+    "training_steps",
+]
 
 NUM_TRAINING_STEPS = 1000
 MAX_BETA = 0.999
@@ -103,6 +111,20 @@ def _noise_steps(betas: Sequence[float]) -> tuple[NoiseStep[float], ...]:
 def training_steps() -> tuple[NoiseStep[float], ...]:
     """Return the 1000 steps of training."""
     return _noise_steps(_cosine_betas())
+
+
+@cache
+def _timestep_weights(most: float) -> Tensor:
+    return torch.tensor([min(step.inverse_signal**2, most) for step in training_steps()])
+
+
+def draw_timesteps(config: DiffusionConfig, num_rows: int, rng: torch.Generator) -> Tensor:
+    """Draw `batch_mul` timesteps for each row, [batch_mul, R] long; see `DiffusionConfig.max_timestep_weight`."""
+    shape = (config.batch_mul, num_rows)
+    if config.max_timestep_weight == 1.0:
+        return torch.randint(NUM_TRAINING_STEPS, shape, generator=rng, device=rng.device)
+    weights = _timestep_weights(config.max_timestep_weight).to(rng.device)
+    return torch.multinomial(weights, math.prod(shape), replacement=True, generator=rng).view(shape)
 
 
 @cache
