@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from segros_train.methods import Method
     from segros_train.types import Embeddings, GenerationBatch, InstructionBatch, Recipe
 
-__all__ = ["Objective", "autocast_dtype"]
+__all__ = ["Objective", "autocast_dtype", "mixed_precision"]
 
 
 def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype | None:
@@ -33,18 +33,22 @@ def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], device: torch.dev
 
 
 @contextmanager
-def _attention(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """Choose the faster attention: in bf16 on a CPU, the fused one's backward takes five times as long as products."""
-    if device.type != "cpu" or dtype != torch.bfloat16:
-        yield
-        return
-    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
+def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Compute matrix products in `dtype`, None for the weights' own, as a context.
+
+    In bf16 on a CPU attention is computed by plain products: the fused kernel's backward takes five times as long.
+    """
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        if device.type != "cpu" or dtype != torch.bfloat16:
             yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
+            return
+        allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
 
 
 class Objective(nn.Module):
@@ -68,7 +72,7 @@ class Objective(nn.Module):
         # Dropout draws from the global generators: seeded anew, it too depends on the micro-step alone.
         torch.manual_seed(keyed_seed(self._seed, "dropout", micro_step, self._rank))
         dtype = autocast_dtype(self.recipe.precision, device)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None), _attention(device, dtype):
+        with mixed_precision(device, dtype):
             t2i = self._t2i(generation, micro_step)
             i2t = None if instruction is None else self.backbone.i2t_loss(instruction).float()
         joint = joint_objective(t2i, i2t, self.recipe.i2t_weight)

@@ -93,7 +93,13 @@ RECIPES = {
     "openuni-3.6b": replace(openuni_16b, batch_size=20),
     "openuni-tiny": openuni_tiny,
     "openuni-tiny-pretrain": replace(
-        openuni_tiny, optimizer_steps=300, batch_size=64, learning_rate=2e-4, warmup_steps=20, weight_decay=0.02
+        openuni_tiny,
+        optimizer_steps=300,
+        batch_size=64,
+        learning_rate=2e-4,
+        warmup_steps=20,
+        weight_decay=0.02,
+        precision="bf16",
     ),
     "show-o-256": show_o_256,
     "show-o-512": replace(show_o_256, accumulation=20, batch_size=2, default_hint_ratio=0.4),

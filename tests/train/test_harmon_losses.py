@@ -19,6 +19,7 @@ from harmon_tiny import (
 from segros_eval.catalog import load_catalog
 from segros_train.backbone import Realisation
 from segros_train.backbones.harmon.adapter import Harmon, visible_indices
+from segros_train.backbones.harmon.diffusion import draw_timesteps, training_steps
 from segros_train.backbones.harmon.model import HarmonModel, scale_gradient
 from segros_train.types import Supervision
 
@@ -287,3 +288,16 @@ def test_a_dialogue_cut_before_its_answers_is_refused(tmp_path: Path) -> None:
     harmon = tiny_harmon(tmp_path, replace(CONFIG, max_dialogue_tokens=6))
     with pytest.raises(ValueError, match="max_dialogue_tokens"):
         harmon.i2t_loss(instruction_batch((("is it red ?", "yes"),)))
+
+
+def test_timesteps_are_drawn_alike_unless_a_card_says_otherwise() -> None:
+    drawn = draw_timesteps(CONFIG.mar.diffusion, 10, rng(3))
+    assert torch.equal(drawn, torch.randint(1000, (CONFIG.mar.diffusion.batch_mul, 10), generator=rng(3)))
+
+
+def test_timesteps_are_drawn_in_proportion_to_the_inverse_share_of_the_signal_up_to_a_limit() -> None:
+    drawn = draw_timesteps(replace(CONFIG.mar.diffusion, max_timestep_weight=8.0), 200_000, rng(3))
+    assert drawn.shape == (CONFIG.mar.diffusion.batch_mul, 200_000)
+    expected = torch.tensor([min(step.signal**-2, 8.0) for step in training_steps()]).unflatten(0, (20, 50)).sum(dim=1)
+    found = torch.bincount(drawn.flatten(), minlength=1000).unflatten(0, (20, 50)).sum(dim=1)
+    torch.testing.assert_close(found / found.sum(), expected / expected.sum(), rtol=0.03, atol=0)

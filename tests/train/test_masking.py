@@ -138,6 +138,15 @@ def test_truncated_normal_ratios_follow_the_mar_schedule() -> None:
     assert ratios.median().item() == pytest.approx(0.874, abs=0.002)
 
 
+def test_a_wider_deviation_hides_fewer_cells_down_to_the_minimum() -> None:
+    uniform = torch.rand(50_000, generator=torch.Generator().manual_seed(0))
+    narrow, wide = (masking.truncated_normal_ratio(uniform, minimum=0.1, deviation=value) for value in (0.25, 0.5))
+    assert (wide <= narrow).all()
+    assert 0.1 <= wide.min() < 0.11
+    # Half of a normal distribution of deviation 0.5, cut at 1.8 deviations: its lower half ends at 0.619 of one.
+    assert wide.median().item() == pytest.approx(1 - 0.5 * 0.619, abs=0.005)
+
+
 def test_cosine_ratios_average_two_over_pi() -> None:
     ratios = masking.cosine_ratio(50_000, torch.Generator().manual_seed(0))
     assert ratios.mean().item() == pytest.approx(2 / math.pi, abs=0.005)

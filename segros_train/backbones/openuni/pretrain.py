@@ -40,6 +40,7 @@ from segros_train.data.shapes_language import caption
 from segros_train.data.shapes_world import GRID, RELATIONS, Scene, matching_crowd, sample_scene
 from segros_train.errors import PrerequisiteError
 from segros_train.files import append_jsonl, replace_file
+from segros_train.objective import mixed_precision
 
 if TYPE_CHECKING:
     from segros_train.backbones.openuni.adapter import OpenUni
@@ -277,7 +278,8 @@ def pretrain_drawing(backbone: OpenUni, recipe: DrawingRecipe, *, directory: Pat
             logger.info("captions tell %s", told)
         batch = _batch(recipe, step, rng, ordinary, crowds)
         weight = recipe.at(recipe.object_weights, step)
-        return drawing_loss(backbone, batch, rng, object_weight=weight, dropout=CAPTION_DROPOUT)
+        with mixed_precision(backbone.device, torch.bfloat16):
+            return drawing_loss(backbone, batch, rng, object_weight=weight, dropout=CAPTION_DROPOUT)
 
     fit(drawn, drawn.trained(), loss, recipe, path=path, seed=seed, after=drawn.average)
     drawn.adopt()
