@@ -14,10 +14,11 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
+from segros_train.backbones.dialogues import IGNORED, Dialogue
 from segros_train.errors import PrerequisiteError
 from segros_train.types import Turn
 
-__all__ = ["Dialogue", "HarmonTokenizer", "Prompt", "Prompts"]
+__all__ = ["HarmonTokenizer", "Prompt", "Prompts"]
 
 USER = "<|im_start|>user\n"
 ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
@@ -25,7 +26,6 @@ END = "<|im_end|>"
 TURN_SEPARATOR = "\n"
 CAPTION = "Generate an image: "
 NO_CAPTION = "Generate an image."
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,6 @@ class Prompts:
     ids: Tensor
     valid: Tensor
     caption: Tensor
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """A dialogue as ids; the image stands between `head` and `tail`.
-
-    Attributes:
-        head: Ids in front of the image.
-        tail: Ids behind it.
-        labels: One per id of `tail`: the id where it is an answer's, else -100.
-    """
-
-    head: tuple[int, ...]
-    tail: tuple[int, ...]
-    labels: tuple[int, ...] = ()
 
 
 class HarmonTokenizer:

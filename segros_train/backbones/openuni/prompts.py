@@ -16,6 +16,7 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
+from segros_train.backbones.dialogues import IGNORED, PADDING_ID
 from segros_train.errors import PrerequisiteError
 from segros_train.types import Turn
 
@@ -29,8 +30,6 @@ TURN_SEPARATOR = "\n"
 CAPTION = "Generate an image: "
 NO_CAPTION = "Generate an image."
 SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
-IGNORED = -100
-PADDING_ID = 0
 
 
 @dataclass(frozen=True)

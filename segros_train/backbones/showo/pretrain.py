@@ -26,9 +26,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from segros_train.backbones.dialogues import IGNORED
 from segros_train.backbones.showo import load
 from segros_train.backbones.showo.fitting import Fit, fit
-from segros_train.backbones.showo.prompts import END, IGNORED
+from segros_train.backbones.showo.prompts import END
 from segros_train.backbones.showo.tiny_tower import TowerRecipe, pretrain_tower
 from segros_train.backbones.showo.tiny_vq import OBJECT_BIT, VqRecipe, bits_of, pixels, pretrain_decoder, pretrain_vq
 from segros_train.data import shapes_language

@@ -14,34 +14,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
 
+from segros_train.backbones.dialogues import IGNORED, Dialogue
 from segros_train.errors import PrerequisiteError
 from segros_train.types import Turn
 
-__all__ = ["END", "IGNORED", "Dialogue", "ShowoTokenizer"]
+__all__ = ["END", "ShowoTokenizer"]
 
 END = "<|endoftext|>"
-IGNORED = -100
 SPECIAL = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """A dialogue as ids; the image stands between `head` and `tail`.
-
-    Attributes:
-        head: Ids up to and with the token that starts the image.
-        tail: Ids from the token that ends the image.
-        labels: One per id of `tail`: the id where it is an answer's, else -100.
-    """
-
-    head: tuple[int, ...]
-    tail: tuple[int, ...]
-    labels: tuple[int, ...] = ()
 
 
 class ShowoTokenizer:
