@@ -30,6 +30,7 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     Raises:
         PrerequisiteError: If weights are missing, foreign or damaged, or a file of instructions cannot be read.
     """
+    from segros_train.backbones.checkpoints import read_checkpoint
     from segros_train.backbones.harmon import states
     from segros_train.backbones.harmon.adapter import Harmon
     from segros_train.backbones.harmon.instructions import instructions_of
@@ -39,7 +40,8 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     if found.missing:
         raise PrerequisiteError("\n".join((f"Weights of {card.name} are missing.", *found.missing)))
     if found.checkpoint is not None:
-        kept = states.read_checkpoint(found.checkpoint, card)
+        read = HarmonTokenizer.from_file
+        kept = read_checkpoint(found.checkpoint, card, function=states.FUNCTION, tokenizer=read)
         model = states.build(card.config, kept.state, origin=str(found.checkpoint), device=device)
         return Harmon(
             card, model, kept.tokenizer, realisation=kept.realisation, instructions=instructions_of(card.config)

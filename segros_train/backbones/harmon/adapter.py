@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
 from segros_train.backbones.answering import answer, choice_logprobs
+from segros_train.backbones.checkpoints import write_checkpoint
 from segros_train.backbones.dialogues import labels_of
 from segros_train.backbones.harmon import sampling
 from segros_train.backbones.harmon.answering import next_token_loss, read, reader
@@ -19,7 +20,7 @@ from segros_train.backbones.harmon.instructions import INSTRUCTIONS
 from segros_train.backbones.harmon.mar import gather_rows
 from segros_train.backbones.harmon.model import HarmonModel
 from segros_train.backbones.harmon.prompts import NO_CAPTION, HarmonTokenizer, Prompts
-from segros_train.backbones.harmon.states import write_checkpoint
+from segros_train.backbones.harmon.states import untied_state
 from segros_train.backbones.harmon.transforms import CropToSquare, PadToSquare
 from segros_train.backbones.modes import evaluating
 from segros_train.masking import truncated_normal_ratio
@@ -250,9 +251,10 @@ class Harmon(Backbone):
         """
         write_checkpoint(
             directory,
-            self.model,
+            untied_state(self.model),
             card=self.card,
-            tokenizer=self.tokenizer,
+            config=self.model.config,
+            tokenizer=self.tokenizer.tokenizer,
             realisation=self.realisation,
             dtype=dtype,
         )

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
 from segros_train.backbones.answering import answer, choice_logprobs, supervised_places
+from segros_train.backbones.checkpoints import write_checkpoint
 from segros_train.backbones.dialogues import IGNORED, labels_of
 from segros_train.backbones.harmon.instructions import INSTRUCTIONS, read_instructions
 from segros_train.backbones.showo import sampling
@@ -19,7 +20,7 @@ from segros_train.backbones.showo.answering import read, reader
 from segros_train.backbones.showo.layout import drawing_layout
 from segros_train.backbones.showo.model import ShowoModel
 from segros_train.backbones.showo.prompts import ShowoTokenizer
-from segros_train.backbones.showo.states import published_names, write_checkpoint
+from segros_train.backbones.showo.states import published_names
 from segros_train.backbones.showo.transforms import CropForClip, CropToSquare
 from segros_train.masking import cosine_ratio
 from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, InstructionBatch, Supervision
@@ -292,9 +293,10 @@ class Showo(Backbone):
         """
         write_checkpoint(
             directory,
-            self.model,
+            published_names(self.model.state_dict()),
             card=self.card,
-            tokenizer=self.tokenizer,
+            config=self.model.config,
+            tokenizer=self.tokenizer.tokenizer,
             realisation=self.realisation,
             dtype=dtype,
         )
