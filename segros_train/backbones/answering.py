@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from segros_train.backbones.dialogues import IGNORED
 from segros_train.backbones.modes import inference
+from segros_train.backbones.texts import TextTokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,16 +67,14 @@ class Reader:
         check: Raise ValueError unless the images of every question can be read.
         ask: Prepare a batch of images and questions.
         first_ids: Return the ids of a choice's first token, none where it has none.
-        text: Return the text of ids.
-        end_id: Id that ends an answer.
+        tokenizer: Ends answers and gives their text.
     """
 
     model: nn.Module
     check: Callable[[Sequence[Sequence[Image]]], None]
     ask: Callable[[Sequence[Sequence[Image]], Sequence[str]], Asked]
     first_ids: Callable[[str], Sequence[int]]
-    text: Callable[[Sequence[int]], str]
-    end_id: int
+    tokenizer: TextTokenizer
 
 
 def check_one_image_each(family: str, images: Sequence[Sequence[Image]]) -> None:
@@ -125,8 +124,8 @@ def answer(
         raise ValueError(f"An answer needs at least one token, asked for {max_new_tokens}.")
     answers: list[str] = []
     for asked, _ in _batches(reader, images, questions):
-        ids = greedy(asked, end_id=reader.end_id, max_new_tokens=max_new_tokens)
-        answers += [reader.text(row) for row in ids]
+        ids = greedy(asked, end_id=reader.tokenizer.end_id, max_new_tokens=max_new_tokens)
+        answers += [reader.tokenizer.text(row) for row in ids]
     return answers
 
 

@@ -87,6 +87,5 @@ def reader(backbone: Harmon) -> answering.Reader:
         check=partial(answering.check_one_image_each, "Harmon"),
         ask=ask,
         first_ids=lambda choice: tokenizer.ids(choice)[:1],
-        text=tokenizer.text,
-        end_id=tokenizer.end_id,
+        tokenizer=tokenizer,
     )

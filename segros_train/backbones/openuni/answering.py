@@ -159,8 +159,7 @@ def _reader(backbone: OpenUni) -> answering.Reader:
         check=_check,
         ask=ask,
         first_ids=lambda choice: tokenizer.ids(choice)[:1],
-        text=tokenizer.text,
-        end_id=tokenizer.end_id,
+        tokenizer=tokenizer,
     )
 
 

@@ -94,6 +94,5 @@ def reader(backbone: Showo) -> answering.Reader:
         check=partial(answering.check_one_image_each, "Show-o"),
         ask=ask,
         first_ids=lambda choice: tokenizer.ids(f" {choice}")[:1] if choice.strip() else (),
-        text=tokenizer.text,
-        end_id=tokenizer.end_id,
+        tokenizer=tokenizer,
     )
