@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segros_train.backbones.harmon.weights import locate, missing_weights
-from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
     from segros_train.backbones.harmon.adapter import Harmon
@@ -37,8 +36,7 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     from segros_train.backbones.harmon.prompts import HarmonTokenizer
 
     found = locate(card, source)
-    if found.missing:
-        raise PrerequisiteError("\n".join((f"Weights of {card.name} are missing.", *found.missing)))
+    found.require(card)
     if found.checkpoint is not None:
         read = HarmonTokenizer.from_file
         kept = read_checkpoint(found.checkpoint, card, function=states.FUNCTION, tokenizer=read)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segros_train.backbones.openuni.weights import locate, missing_weights
-from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
     from segros_train.backbones.openuni.adapter import OpenUni
@@ -37,8 +36,7 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     from segros_train.backbones.openuni.prompts import OpenUniTokenizer
 
     found = locate(card, source)
-    if found.missing:
-        raise PrerequisiteError("\n".join((f"Weights of {card.name} are missing.", *found.missing)))
+    found.require(card)
     states.check_settings(card.config, found.files)
     state, read = states.hub_state(found.files) if card.weights else {}, OpenUniTokenizer.from_file
     if found.checkpoint is not None:

@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segros_train.backbones.showo.weights import locate, missing_weights
-from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
     from segros_train.backbones.showo.adapter import Showo
@@ -58,8 +57,7 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     from segros_train.backbones.showo.adapter import Showo
 
     found = locate(card, source)
-    if found.missing:
-        raise PrerequisiteError("\n".join((f"Weights of {card.name} are missing.", *found.missing)))
+    found.require(card)
     if found.checkpoint is not None:
         read = partial(states.tokenizer_of, card.config)
         kept = read_checkpoint(found.checkpoint, card, function=states.FUNCTION, tokenizer=read)
