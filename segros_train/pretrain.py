@@ -81,7 +81,7 @@ def build_tokenizer(texts: Sequence[str], *, vocab_size: int = 768) -> Tokenizer
 
 def _corpus() -> list[str]:
     """Return what the tokenizer shall know: the world's language, the prompt template, the instructions."""
-    from segros_train.backbones.harmon.instructions import INSTRUCTIONS
+    from segros_train.backbones.instructions import INSTRUCTIONS
 
     template = ["user\n", "assistant\n", "Generate an image: ", "Generate an image."]
     return shapes_language.corpus(4000) + (template + list(INSTRUCTIONS)) * 100

@@ -14,7 +14,7 @@ from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Rea
 from segros_train.backbones.answering import answer, choice_logprobs, supervised_places
 from segros_train.backbones.checkpoints import write_checkpoint
 from segros_train.backbones.dialogues import IGNORED, labels_of
-from segros_train.backbones.harmon.instructions import INSTRUCTIONS, read_instructions
+from segros_train.backbones.instructions import instructions_from
 from segros_train.backbones.showo import sampling
 from segros_train.backbones.showo.answering import read, reader
 from segros_train.backbones.showo.layout import drawing_layout
@@ -69,8 +69,7 @@ class Showo(Backbone):
         self.model = model
         self.tokenizer = tokenizer
         self.realisation = realisation or Realisation()
-        file = model.config.instructions_file
-        own = INSTRUCTIONS if file is None else read_instructions(Path(file))
+        own = instructions_from(model.config.instructions_file)
         self.instructions = tuple(own if instructions is None else instructions)
         self.latent_table: Mapping[str, Tensor] | None = None
         self.code_weights: Tensor | None = None

@@ -151,7 +151,7 @@ def _tokenizer(card: BackboneCard, directory: Path) -> Path:
     """Return the file of a tokenizer of the world's texts, trained when absent."""
     path = directory / "tokenizer.json"
     if not path.exists():
-        from segros_train.backbones.harmon.instructions import INSTRUCTIONS
+        from segros_train.backbones.instructions import INSTRUCTIONS
         from segros_train.pretrain import build_tokenizer
 
         texts = shapes_language.corpus(4000) + (["USER: ", " ASSISTANT: ", *INSTRUCTIONS]) * 100
