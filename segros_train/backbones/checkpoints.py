@@ -20,7 +20,7 @@ from segros_train.errors import PrerequisiteError
 from segros_train.files import replace_file, write_json
 from segros_train.types import BackboneCard
 
-__all__ = ["Checkpoint", "check_keys", "listed_changes", "read_checkpoint", "read_state", "write_checkpoint"]
+__all__ = ["Checkpoint", "check_keys", "read_checkpoint", "read_state", "write_checkpoint"]
 
 LISTED_KEYS = 20
 # What torch and safetensors raise on a torn or foreign file; torch's reader of pickles lets list and key errors out.
@@ -60,16 +60,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(values)
 
 
-def check_keys(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], origin: str, family: str) -> None:
-    """Raise PrerequisiteError that lists what differs unless keys and shapes are the expected ones."""
+def check_keys(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str, family: str) -> None:
+    """Raise PrerequisiteError that lists what differs unless keys and shapes are those of `expected`."""
     both = expected.keys() & state.keys()
     problems = {
         "missing": sorted(expected.keys() - state.keys()),
         "unexpected": sorted(state.keys() - expected.keys()),
         "of another shape": sorted(
-            f"{key} {tuple(state[key].shape)} instead of {expected[key]}"
+            f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
             for key in both
-            if tuple(state[key].shape) != expected[key]
+            if state[key].shape != expected[key].shape
         ),
     }
     found = [f"{len(keys)} {kind}: {_listing(keys)}" for kind, keys in problems.items() if keys]
@@ -153,18 +153,18 @@ def read_checkpoint(
     if (family, name) != (card.family, card.name):
         raise PrerequisiteError(f"{directory} is a checkpoint of {name}, asked for {card.name}.")
     written, asked = ({part: asdict(value)[part] for part in function} for value in (config, card.config))
-    if changed := listed_changes(written, asked):
+    if changed := _listed_changes(written, asked):
         raise PrerequisiteError(f"{directory} was written with another configuration: {'; '.join(changed)}.")
     texts = tokenizer(directory / "tokenizer.json")
     return Checkpoint(read(directory / "model.safetensors"), realisation, texts)
 
 
-def listed_changes(written: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _listed_changes(written: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Name the fields of a configuration that differ from those asked for."""
     changes = []
     for name, value in asked.items():
         if isinstance(value, Mapping) and isinstance(written[name], Mapping):
-            changes += listed_changes(written[name], value, f"{prefix}{name}.")
+            changes += _listed_changes(written[name], value, f"{prefix}{name}.")
         elif written[name] != value:
             changes.append(f"{prefix}{name} is {written[name]} there and {value} here")
     return changes

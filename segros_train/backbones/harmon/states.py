@@ -61,13 +61,12 @@ def build(config: HarmonConfig, state: Mapping[str, Tensor], *, origin: str, dev
     """
     with init_empty_weights(include_buffers=False):
         model = HarmonModel(config)
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     if EMBEDDING in state:
         head = state.get(TIED_HEAD)
         if head is not None and not torch.equal(head, state[EMBEDDING]):
             raise PrerequisiteError(f"{origin}: {TIED_HEAD} differs from {EMBEDDING}, to which Harmon ties it.")
         state = {**state, TIED_HEAD: state[EMBEDDING]}
-    check_keys(expected, state, origin, "Harmon")
+    check_keys(model.state_dict(), state, origin, "Harmon")
     state = {key: value.to(device, torch.float32) for key, value in state.items()}
     model.load_state_dict(state, assign=True)
     model.llm.tie_weights()

@@ -238,8 +238,7 @@ def build(config: OpenUniConfig, state: Mapping[str, Tensor], *, origin: str, de
     """
     with init_empty_weights(include_buffers=False):
         model = OpenUniModel(config)
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    check_keys(expected, state, origin, "OpenUni")
+    check_keys(model.state_dict(), state, origin, "OpenUni")
     keeps = device != "cpu"
     typed = {
         key: value.to(device, value.dtype if keeps and is_frozen(key) else torch.float32)
