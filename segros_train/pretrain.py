@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from segros_train.backbones.harmon.autoencoding import AutoencoderRecipe, latent_scale, pixels, pretrain_autoencoder
+from segros_train.backbones.harmon.autoencoding import AutoencoderRecipe, latent_scale, pretrain_autoencoder
+from segros_train.backbones.instructions import INSTRUCTIONS
+from segros_train.backbones.tiny import build_tokenizer, pixels
 from segros_train.data import shapes_language
 from segros_train.data.shapes import Alternating, GenerationSet, InstructionSet, PretrainingSet, SpreadSet
 from segros_train.data.shapes_world import TAGS
@@ -30,8 +32,6 @@ from segros_train.types import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from tokenizers import Tokenizer
 
     from segros_train.backbone import Backbone
     from segros_train.backbones.harmon.adapter import Harmon
@@ -45,7 +45,6 @@ __all__ = [
     "PARTS",
     "Part",
     "begin",
-    "build_tokenizer",
     "encode_scenes",
     "prepare",
     "sources",
@@ -59,30 +58,10 @@ NUM_SCENES = 40_000
 SPREAD_SHARE = 3
 """For how many ordinary scenes there is one that is spread, of each kind."""
 ENCODED_AT_ONCE = 64
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
-
-
-def build_tokenizer(texts: Sequence[str], *, vocab_size: int = 768) -> Tokenizer:
-    """Train a byte-level BPE tokenizer, the kind Qwen2 has, whose words are those of `texts`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
 
 
 def _corpus() -> list[str]:
     """Return what the tokenizer shall know: the world's language, the prompt template, the instructions."""
-    from segros_train.backbones.harmon.instructions import INSTRUCTIONS
-
     template = ["user\n", "assistant\n", "Generate an image: ", "Generate an image."]
     return shapes_language.corpus(4000) + (template + list(INSTRUCTIONS)) * 100
 

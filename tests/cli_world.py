@@ -145,8 +145,8 @@ def build(folder: Path) -> World:
 
     from segros_eval.catalog import load_catalog
     from segros_train.backbones.harmon.model import HarmonModel, initialise
+    from segros_train.backbones.tiny import build_tokenizer
     from segros_train.data.shapes_language import corpus
-    from segros_train.pretrain import build_tokenizer
 
     world = World(folder)
     card = load_catalog(declare(folder)).backbones["micro"]

@@ -1,6 +1,6 @@
 """Families of backbones, each in a sub-package named like its `BackboneCard.family`.
 
-A family's package offers `load(card, *, source, device)`.
+A family's package offers `load(card, *, source, device)`. What families do alike stands in modules beside them.
 """
 
 from __future__ import annotations

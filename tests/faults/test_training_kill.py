@@ -19,12 +19,12 @@ from segros_train.backbones.harmon.adapter import Harmon
 from segros_train.backbones.harmon.config import DiffusionConfig, HarmonConfig, LanguageConfig, MarConfig, VaeConfig
 from segros_train.backbones.harmon.model import HarmonModel, initialise
 from segros_train.backbones.harmon.prompts import HarmonTokenizer
+from segros_train.backbones.tiny import build_tokenizer
 from segros_train.data.shapes import GenerationSet, InstructionSet
 from segros_train.data.shapes_language import corpus
 from segros_train.data.shapes_world import IMAGE_PX
 from segros_train.loop import train
 from segros_train.methods.segros import SeGroS
-from segros_train.pretrain import build_tokenizer
 from segros_train.types import BackboneCard, GenerationSettings, Recipe
 
 NUM_STEPS = 24

@@ -12,10 +12,10 @@ import torch
 from harmon_golden import Golden, close, load_golden
 from torch import Tensor
 
+from segros_train.backbones.dialogues import IGNORED, Dialogue
 from segros_train.backbones.harmon.adapter import visible_indices
 from segros_train.backbones.harmon.answering import greedy, next_token_loss, read
 from segros_train.backbones.harmon.diffusion import NoiseStep, loss_terms
-from segros_train.backbones.harmon.prompts import IGNORED, Dialogue
 from segros_train.backbones.harmon.sequence import join, position_ids
 from segros_train.backbones.harmon.transforms import to_images
 from segros_train.masking import truncated_normal_ratio

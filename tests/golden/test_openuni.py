@@ -11,10 +11,11 @@ import torch
 from openuni_golden import Golden, close, load_golden
 from torch import Tensor
 
+from segros_train.backbones.dialogues import IGNORED, PADDING_ID
 from segros_train.backbones.openuni.answering import greedy, next_token_loss, read_dialogues
 from segros_train.backbones.openuni.flow import add_noise, masked_velocity_error, timesteps_of
 from segros_train.backbones.openuni.model import position_ids
-from segros_train.backbones.openuni.prompts import IGNORED, NO_CAPTION, PADDING_ID, Dialogue
+from segros_train.backbones.openuni.prompts import NO_CAPTION, Dialogue
 from segros_train.backbones.openuni.states import upstream_names
 from segros_train.types import Turn
 

@@ -21,11 +21,12 @@ from segros_train.backbones.harmon.config import (
     MarConfig,
     VaeConfig,
 )
+from segros_train.backbones.tiny import build_tokenizer
 from segros_train.data.shapes import GenerationSet
 from segros_train.data.shapes_language import corpus
 from segros_train.errors import PrerequisiteError
 from segros_train.methods.sft import SFT
-from segros_train.pretrain import SCENES_SEED, Part, build_tokenizer, prepare
+from segros_train.pretrain import SCENES_SEED, Part, prepare
 from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings, Recipe, Supervision
 
 VAE = VaeConfig(embed_dim=4, ch=8, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, num_groups=4)

@@ -18,11 +18,11 @@ from segros_train.backbones.showo.tiny_vq import (
     VqRecipe,
     bits_of,
     canonical,
-    pixels,
     pretrain_decoder,
     pretrain_vq,
 )
 from segros_train.backbones.showo.vq import MagvitV2
+from segros_train.backbones.tiny import pixels
 from segros_train.data.shapes import GenerationSet
 from segros_train.data.shapes_world import CELL_PX, COLORS, GRID, OBJECT_NAMES, crowded_scene, sample_scene
 from segros_train.errors import PrerequisiteError

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segros_train.backbones.harmon.weights import locate, missing_weights
-from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
     from segros_train.backbones.harmon.adapter import Harmon
@@ -30,24 +29,24 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     Raises:
         PrerequisiteError: If weights are missing, foreign or damaged, or a file of instructions cannot be read.
     """
+    from segros_train.backbones.checkpoints import read_checkpoint
     from segros_train.backbones.harmon import states
     from segros_train.backbones.harmon.adapter import Harmon
-    from segros_train.backbones.harmon.instructions import instructions_of
     from segros_train.backbones.harmon.prompts import HarmonTokenizer
+    from segros_train.backbones.instructions import instructions_from
 
     found = locate(card, source)
-    if found.missing:
-        raise PrerequisiteError("\n".join((f"Weights of {card.name} are missing.", *found.missing)))
+    found.require(card)
+    read, realisation = HarmonTokenizer.from_file, None
     if found.checkpoint is not None:
-        kept = states.read_checkpoint(found.checkpoint, card)
-        model = states.build(card.config, kept.state, origin=str(found.checkpoint), device=device)
-        return Harmon(
-            card, model, kept.tokenizer, realisation=kept.realisation, instructions=instructions_of(card.config)
-        )
-    tokenizer = HarmonTokenizer.from_file(found.files["tokenizer"])
-    state = states.published_state(found.files)
-    model = states.build(card.config, state, origin=str(found.files["model"]), device=device)
-    return Harmon(card, model, tokenizer, instructions=instructions_of(card.config))
+        kept = read_checkpoint(found.checkpoint, card, function=states.FUNCTION, tokenizer=read)
+        origin, state, tokenizer, realisation = found.checkpoint, kept.state, kept.tokenizer, kept.realisation
+    else:
+        origin, tokenizer = found.files["model"], read(found.files["tokenizer"])
+        state = states.published_state(found.files)
+    model = states.build(card.config, state, origin=str(origin), device=device)
+    instructions = instructions_from(card.config.instructions_file)
+    return Harmon(card, model, tokenizer, realisation=realisation, instructions=instructions)
 
 
 def fresh(card: BackboneCard, *, tokenizer: Path, seed: int, device: str = "cpu") -> Harmon:
@@ -65,13 +64,13 @@ def fresh(card: BackboneCard, *, tokenizer: Path, seed: int, device: str = "cpu"
     import torch
 
     from segros_train.backbones.harmon.adapter import Harmon
-    from segros_train.backbones.harmon.instructions import instructions_of
     from segros_train.backbones.harmon.model import HarmonModel, initialise
     from segros_train.backbones.harmon.prompts import HarmonTokenizer
+    from segros_train.backbones.instructions import instructions_from
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = HarmonModel(card.config)
     initialise(model, torch.Generator().manual_seed(seed))
     texts = HarmonTokenizer.from_file(tokenizer)
-    return Harmon(card, model.to(device).eval(), texts, instructions=instructions_of(card.config))
+    return Harmon(card, model.to(device).eval(), texts, instructions=instructions_from(card.config.instructions_file))

@@ -10,14 +10,20 @@ import torch
 from torch import Generator, Tensor
 
 from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
-from segros_train.backbones.harmon import answering, sampling
+from segros_train.backbones.answering import answer, choice_logprobs
+from segros_train.backbones.checkpoints import write_checkpoint
+from segros_train.backbones.dialogues import labels_of
+from segros_train.backbones.harmon import sampling
+from segros_train.backbones.harmon.answering import next_token_loss, read, reader
 from segros_train.backbones.harmon.diffusion import draw_timesteps
-from segros_train.backbones.harmon.instructions import INSTRUCTIONS
 from segros_train.backbones.harmon.mar import gather_rows
-from segros_train.backbones.harmon.model import HarmonModel, evaluating
-from segros_train.backbones.harmon.prompts import IGNORED, NO_CAPTION, HarmonTokenizer, Prompts
-from segros_train.backbones.harmon.states import write_checkpoint
+from segros_train.backbones.harmon.model import HarmonModel
+from segros_train.backbones.harmon.prompts import NO_CAPTION, HarmonTokenizer
+from segros_train.backbones.harmon.states import untied_state
 from segros_train.backbones.harmon.transforms import CropToSquare, PadToSquare
+from segros_train.backbones.instructions import INSTRUCTIONS
+from segros_train.backbones.modes import evaluating
+from segros_train.backbones.texts import Prompts
 from segros_train.masking import truncated_normal_ratio
 from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, InstructionBatch, Supervision
 
@@ -189,12 +195,8 @@ class Harmon(Backbone):
         limit = self.model.config.max_dialogue_tokens
         dialogues = [self.tokenizer.dialogue(turns, limit=limit) for turns in batch.dialogues]
         image = self.model.whole_image(self._latents(batch))
-        states = answering.read(self.model, image, dialogues)
-        labels = torch.full(states.shape[:2], IGNORED)
-        for row, dialogue in zip(labels, dialogues, strict=True):
-            start = len(dialogue.head) + image.shape[1]
-            row[start : start + len(dialogue.labels)] = torch.tensor(dialogue.labels)
-        return answering.next_token_loss(self.model, states, labels.to(self.device))
+        states = read(self.model, image, dialogues)
+        return next_token_loss(self.model, states, labels_of(dialogues, image))
 
     def generate(
         self, prompts: Sequence[str], *, seeds: Sequence[int], settings: GenerationSettings
@@ -208,7 +210,7 @@ class Harmon(Backbone):
         Raises:
             ValueError: If a question is not about exactly one image.
         """
-        return answering.answer(self, images, questions, max_new_tokens=max_new_tokens)
+        return answer(reader(self), images, questions, max_new_tokens=max_new_tokens)
 
     def choice_logprobs(
         self, images: Sequence[Sequence[Image]], questions: Sequence[str], choices: Sequence[Sequence[str]]
@@ -218,7 +220,7 @@ class Harmon(Backbone):
         Raises:
             ValueError: If a question is not about exactly one image, or a choice has no token.
         """
-        return answering.choice_logprobs(self, images, questions, choices)
+        return choice_logprobs(reader(self), images, questions, choices)
 
     def image_transform(self, purpose: Literal["generation", "understanding"]) -> ImageTransform:
         """Return the preparation of images: a random square crop for drawing, grey padding for understanding."""
@@ -250,9 +252,10 @@ class Harmon(Backbone):
         """
         write_checkpoint(
             directory,
-            self.model,
+            untied_state(self.model),
             card=self.card,
-            tokenizer=self.tokenizer,
+            config=self.model.config,
+            tokenizer=self.tokenizer.tokenizer,
             realisation=self.realisation,
             dtype=dtype,
         )

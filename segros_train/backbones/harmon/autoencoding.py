@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from segros_train.backbones.harmon.config import VaeConfig
 from segros_train.backbones.harmon.vae import AutoencoderKL
-from segros_train.data.shapes_world import CELL_PX, IMAGE_PX, Scene, crowded_scene, render, sample_scene
+from segros_train.backbones.tiny import pixels, start_almost_linear
+from segros_train.data.shapes_world import CELL_PX, IMAGE_PX, Scene, crowded_scene, sample_scene
 from segros_train.files import append_jsonl, replace_file
 
-__all__ = ["AutoencoderRecipe", "latent_scale", "pixels", "pretrain_autoencoder", "training_images"]
+__all__ = ["AutoencoderRecipe", "latent_scale", "pretrain_autoencoder", "training_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +83,6 @@ class AutoencoderRecipe:
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done / self.parts[part]))
 
 
-def pixels(scenes: Sequence[Scene]) -> Tensor:
-    """Return rendered scenes, [scenes, 3, height, width] in [-1, 1]."""
-    pixels = np.stack([np.asarray(render(scene)) for scene in scenes])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def _quarters(images: Tensor) -> Tensor:
     """Cut [B, 3, height, width] into [4 B, 3, height / 2, width / 2]."""
     halves = torch.cat(images.chunk(2, dim=2))
@@ -119,18 +114,8 @@ def training_images(recipe: AutoencoderRecipe, step: int, seed: int) -> tuple[Te
 
 @torch.no_grad()
 def _prepare(model: AutoencoderKL) -> None:
-    """Start as an almost linear and almost noiseless autoencoder, from which training takes minutes, not hours.
-
-    Residual branches begin at zero, convolutions between levels keep the scale of their input, and the latent
-    noise is small beside the latents.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.orthogonal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if name.endswith(("conv2", "proj_out")):
-                nn.init.zeros_(module.weight)
+    """Start as an almost linear and almost noiseless autoencoder: the latent noise is small beside the latents."""
+    start_almost_linear(model)
     moments = model.quant_conv
     channels = moments.out_channels // 2
     assert moments.bias is not None

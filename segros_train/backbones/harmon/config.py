@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from segros_train.backbones.configs import from_plain
 
 __all__ = ["DiffusionConfig", "HarmonConfig", "LanguageConfig", "MarConfig", "VaeConfig"]
 
@@ -148,26 +150,4 @@ class HarmonConfig:
         Raises:
             ValueError: If a field is unknown or missing.
         """
-        parts = {"llm": LanguageConfig, "mar": MarConfig, "vae": VaeConfig}
-        values = dict(values)
-        for name, part in parts.items():
-            if name in values:
-                values[name] = _build(part, values[name])
-        return _build(cls, values)
-
-
-def _build(kind: type[Any], values: Any) -> Any:
-    """Build dataclass `kind` from plain values: lists become tuples, the diffusion part is nested."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{kind.__name__} needs named fields, found {type(values).__name__}.")
-    known = {item.name for item in fields(kind)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}.")
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    if "diffusion" in plain and not is_dataclass(plain["diffusion"]):
-        plain["diffusion"] = _build(DiffusionConfig, plain["diffusion"])
-    try:
-        return kind(**plain)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+        return from_plain(cls, dict(values))

@@ -7,8 +7,6 @@ Source: wusize/Harmon src/models/harmon.py @ 4eb60876
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -20,7 +18,7 @@ from segros_train.backbones.harmon.mar import Mar
 from segros_train.backbones.harmon.sequence import attention_mask, join, position_ids
 from segros_train.backbones.harmon.vae import AutoencoderKL
 
-__all__ = ["HarmonModel", "evaluating", "inference", "initialise", "scale_gradient"]
+__all__ = ["HarmonModel", "initialise", "scale_gradient"]
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -152,31 +150,6 @@ class HarmonModel(nn.Module):
             use_cache=False,
         ).last_hidden_state
         return self.mar.decode(self.from_language(encoded, hidden[:, layout.image :]), visible, positions)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keep a model in eval mode, as a context."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-@contextmanager
-def inference(model: nn.Module, *, precision: Literal["auto", "fp32", "bf16"] = "auto") -> Iterator[None]:
-    """Run a model in eval mode without gradient, as a context.
-
-    Args:
-        model: The model.
-        precision: Of matrix products; `"auto"` is bf16 on CUDA and fp32 elsewhere.
-    """
-    device = next(model.parameters()).device.type
-    low = precision == "bf16" or (precision == "auto" and device == "cuda")
-    with evaluating(model), torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=low):
-        yield
 
 
 def initialise(model: HarmonModel, rng: torch.Generator) -> None:

@@ -5,19 +5,16 @@ Source: wusize/Harmon src/datasets and xtuner's PROMPT_TEMPLATE.qwen_chat (templ
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-from tokenizers import Encoding, Tokenizer
-from torch import Tensor
+from tokenizers import Tokenizer
 
+from segros_train.backbones.dialogues import IGNORED, Dialogue
+from segros_train.backbones.texts import Prompt, TextTokenizer
 from segros_train.errors import PrerequisiteError
 from segros_train.types import Turn
 
-__all__ = ["Dialogue", "HarmonTokenizer", "Prompt", "Prompts"]
+__all__ = ["HarmonTokenizer"]
 
 USER = "<|im_start|>user\n"
 ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
@@ -25,53 +22,9 @@ END = "<|im_end|>"
 TURN_SEPARATOR = "\n"
 CAPTION = "Generate an image: "
 NO_CAPTION = "Generate an image."
-IGNORED = -100
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A tokenised prompt.
-
-    Attributes:
-        ids: L ids.
-        caption: L marks, True on tokens of the caption.
-    """
-
-    ids: tuple[int, ...]
-    caption: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Tokenised prompts, padded on the right.
-
-    Attributes:
-        ids: [B, L] long.
-        valid: [B, L] bool, False on padding.
-        caption: [B, L] bool, True on tokens of the caption.
-    """
-
-    ids: Tensor
-    valid: Tensor
-    caption: Tensor
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """A dialogue as ids; the image stands between `head` and `tail`.
-
-    Attributes:
-        head: Ids in front of the image.
-        tail: Ids behind it.
-        labels: One per id of `tail`: the id where it is an answer's, else -100.
-    """
-
-    head: tuple[int, ...]
-    tail: tuple[int, ...]
-    labels: tuple[int, ...] = ()
-
-
-class HarmonTokenizer:
+class HarmonTokenizer(TextTokenizer):
     """The language model's tokenizer with Harmon's templates."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -80,91 +33,32 @@ class HarmonTokenizer:
         Raises:
             PrerequisiteError: If it lacks the token that ends a turn.
         """
-        self.tokenizer = tokenizer
         end = tokenizer.token_to_id(END)
         if end is None:
             raise PrerequisiteError(f"The tokenizer has no token {END!r}; take the tokenizer.json of the backbone.")
-        self.end_id: int = end
-        self._special = frozenset(
-            index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
-        )
+        super().__init__(tokenizer, end_id=end, padding_id=end)
         self.head = tuple(self.ids(USER))
-
-    @classmethod
-    def from_file(cls, path: Path) -> HarmonTokenizer:
-        """Read a `tokenizer.json`.
-
-        Raises:
-            PrerequisiteError: If it cannot be read as one.
-        """
-        try:
-            text = path.read_text(encoding="utf-8")
-            values = json.loads(text)
-        except (OSError, ValueError) as error:
-            raise PrerequisiteError(f"Cannot read the tokenizer {path}: {error}. Fetch it again.") from error
-        if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
-            raise PrerequisiteError(f"{path} is no tokenizer.json: it describes no model. Fetch it again.")
-        return cls(Tokenizer.from_str(text))
-
-    def ids(self, text: str) -> list[int]:
-        """Return the ids of `text`, nothing added."""
-        return self._encode(text).ids
-
-    def text(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids` without special tokens and outer blanks."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
-
-    def _encode(self, text: str) -> Encoding:
-        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def caption(self, caption: str, *, limit: int | None = None) -> Prompt:
         """Tokenise the prompt that asks for an image of a caption.
-
-        A token belongs to the caption when its characters overlap it: byte-pair tokens carry the blank in
-        front of a word, which is the template's for the first word. Special tokens never belong to it.
 
         Args:
             caption: As written; outer blanks are dropped.
             limit: Largest number of ids; the rest is cut off on the right.
         """
-        ids, spans = self._caption(caption)
-        return Prompt(ids[:limit], tuple(span is not None for span in spans)[:limit])
+        ids, spans = self._placed(USER + CAPTION, caption.strip(), ASSISTANT)
+        return Prompt(tuple(ids[:limit]), tuple(span is not None for span in spans[:limit]))
 
     def caption_tokens(self, caption: str, *, limit: int | None = None) -> list[str]:
         """Return the text of each token that `caption` marks, in order; arguments as there."""
-        _, spans = self._caption(caption)
-        return [caption.strip()[span] for span in spans[:limit] if span is not None]
-
-    def _caption(self, caption: str) -> tuple[tuple[int, ...], list[slice | None]]:
-        """Return the ids of a caption's prompt and, for tokens of the caption, their place in it."""
         caption = caption.strip()
-        encoding = self._encode(USER + CAPTION + caption + ASSISTANT)
-        first, size = len(USER) + len(CAPTION), len(caption)
-        spans = [
-            slice(max(start - first, 0), min(stop - first, size))
-            if start - first < size and stop > first and index not in self._special
-            else None
-            for index, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
-        ]
-        return tuple(encoding.ids), spans
+        _, spans = self._placed(USER + CAPTION, caption, ASSISTANT)
+        return [caption[span] for span in spans[:limit] if span is not None]
 
     def request(self, request: str, *, limit: int | None = None) -> Prompt:
         """Tokenise a prompt without a caption; arguments as in `caption`."""
         ids = tuple(self._encode(USER + request + ASSISTANT).ids[:limit])
         return Prompt(ids, (False,) * len(ids))
-
-    def pad(self, prompts: Sequence[Prompt], *, device: torch.device) -> Prompts:
-        """Stack prompts on a device."""
-        width = max(len(prompt.ids) for prompt in prompts)
-        fill = [width - len(prompt.ids) for prompt in prompts]
-        ids = [[*prompt.ids, *[self.end_id] * count] for prompt, count in zip(prompts, fill, strict=True)]
-        valid = [[True] * (width - count) + [False] * count for count in fill]
-        caption = [[*prompt.caption, *[False] * count] for prompt, count in zip(prompts, fill, strict=True)]
-        return Prompts(
-            ids=torch.tensor(ids, device=device),
-            valid=torch.tensor(valid, device=device),
-            caption=torch.tensor(caption, device=device),
-        )
 
     def question(self, question: str) -> Dialogue:
         """Tokenise a question about an image, up to where the answer starts."""

@@ -20,10 +20,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from segros_train.backbones.harmon.mar import Positions, gather_rows
-from segros_train.backbones.harmon.model import HarmonModel, inference
-from segros_train.backbones.harmon.prompts import NO_CAPTION, Prompts
+from segros_train.backbones.harmon.model import HarmonModel
+from segros_train.backbones.harmon.prompts import NO_CAPTION
 from segros_train.backbones.harmon.sequence import SequenceLayout, attention_mask
 from segros_train.backbones.harmon.transforms import to_images
+from segros_train.backbones.modes import inference
+from segros_train.backbones.texts import Prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

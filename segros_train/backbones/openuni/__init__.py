@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segros_train.backbones.openuni.weights import locate, missing_weights
-from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
     from segros_train.backbones.openuni.adapter import OpenUni
@@ -30,26 +29,24 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     Raises:
         PrerequisiteError: If weights are missing, foreign or damaged, or a file of instructions cannot be read.
     """
-    from segros_train.backbones.openuni import checkpoints, states
+    from segros_train.backbones.checkpoints import read_checkpoint
+    from segros_train.backbones.openuni import states
     from segros_train.backbones.openuni.adapter import OpenUni
+    from segros_train.backbones.openuni.checkpoints import FUNCTION
     from segros_train.backbones.openuni.prompts import OpenUniTokenizer
 
     found = locate(card, source)
-    if found.missing:
-        raise PrerequisiteError("\n".join((f"Weights of {card.name} are missing.", *found.missing)))
+    found.require(card)
     states.check_settings(card.config, found.files)
-    realisation, tokenizer = None, found.files.get("tokenizer")
-    state = states.hub_state(found.files) if card.weights else {}
+    state, read = states.hub_state(found.files) if card.weights else {}, OpenUniTokenizer.from_file
     if found.checkpoint is not None:
-        kept = checkpoints.read_checkpoint(found.checkpoint, card)
-        state, realisation = {**state, **kept.state}, kept.realisation
-        tokenizer = found.checkpoint / "tokenizer.json"
-    else:
-        state = states.overlaid(state, found.overlays)
-    assert tokenizer is not None
-    origin = str(found.checkpoint or found.overlays[-1])
-    model = states.build(card.config, state, origin=origin, device=device)
-    return OpenUni(card, model, OpenUniTokenizer.from_file(tokenizer), realisation=realisation)
+        kept = read_checkpoint(found.checkpoint, card, function=FUNCTION, tokenizer=read, read=states.read_state)
+        origin = str(found.checkpoint)
+        model = states.build(card.config, {**state, **kept.state}, origin=origin, device=device)
+        return OpenUni(card, model, kept.tokenizer, realisation=kept.realisation)
+    state = states.overlaid(state, found.overlays)
+    model = states.build(card.config, state, origin=str(found.overlays[-1]), device=device)
+    return OpenUni(card, model, read(found.files["tokenizer"]))
 
 
 def fresh(card: BackboneCard, *, tokenizer: Path, seed: int, device: str = "cpu") -> OpenUni:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from segros_train.backbones.configs import from_plain
 
 __all__ = [
     "AutoencoderConfig",
@@ -17,7 +19,6 @@ __all__ = [
 
 Corruption = Literal["native", "loss_mask", "clean_context"]
 HintAttention = Literal["bidirectional", "causal"]
-Part = TypeVar("Part")
 
 _CHANNELS = (128, 256, 512, 512, 1024, 1024)
 
@@ -174,28 +175,4 @@ class OpenUniConfig:
         Raises:
             ValueError: If a field is unknown or missing.
         """
-        parts = {
-            "llm": LanguageConfig,
-            "connector": ConnectorConfig,
-            "sana": SanaConfig,
-            "vision": VisionConfig,
-            "autoencoder": AutoencoderConfig,
-        }
-        plain = dict(values)
-        for name, part in parts.items():
-            if name in plain:
-                plain[name] = _build(part, plain[name])
-        return _build(cls, plain)
-
-
-def _build(kind: type[Part], values: Any) -> Part:
-    """Build dataclass `kind` from plain values; lists become tuples."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{kind.__name__} needs named fields, found {type(values).__name__}.")
-    unknown = sorted(set(values) - {item.name for item in fields(kind)})  # type: ignore[arg-type]
-    if unknown:
-        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}.")
-    try:
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+        return from_plain(cls, dict(values))

@@ -10,9 +10,7 @@ Source: wusize/OpenUni src/models/openuni/internvl3_sana_hf.py @ d1703fc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +18,7 @@ from diffusers import AutoencoderDC, SanaTransformer2DModel
 from torch import Tensor, nn
 from transformers import DynamicCache, InternVLConfig, InternVLForConditionalGeneration
 
+from segros_train.backbones.modes import evaluating, inference
 from segros_train.backbones.openuni.config import AutoencoderConfig, ConnectorConfig, OpenUniConfig, SanaConfig
 
 __all__ = ["OpenUniModel", "Prefix", "evaluating", "inference", "position_ids", "prefix_mask"]
@@ -304,28 +303,3 @@ class OpenUniModel(nn.Module):
         """Return images [B, 3, height, width], about [-1, 1], of latents [B, C, h, w] in the generator's scale."""
         latents = (latents / self.config.autoencoder.scale).to(next(self.vae.parameters()).dtype)
         return self.vae.decode(latents, return_dict=False)[0]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keep a model in eval mode, as a context."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-@contextmanager
-def inference(model: nn.Module, *, precision: Literal["auto", "fp32", "bf16"] = "auto") -> Iterator[None]:
-    """Run a model in eval mode without gradient, as a context.
-
-    Args:
-        model: The model.
-        precision: Of matrix products; `"auto"` is bf16 on CUDA and fp32 elsewhere.
-    """
-    device = next(model.parameters()).device.type
-    low = precision == "bf16" or (precision == "auto" and device == "cuda")
-    with evaluating(model), torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=low):
-        yield

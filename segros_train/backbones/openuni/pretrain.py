@@ -32,10 +32,10 @@ from segros_train.backbones.openuni.pretrain_parts import (
     build_tokenizer,
     fit,
     latent_scale,
-    pixels,
     pretrain_autoencoder,
     pretrain_understanding,
 )
+from segros_train.backbones.tiny import pixels
 from segros_train.data.shapes_language import caption
 from segros_train.data.shapes_world import GRID, RELATIONS, Scene, matching_crowd, sample_scene
 from segros_train.errors import PrerequisiteError

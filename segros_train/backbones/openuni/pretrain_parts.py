@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderDC
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from segros_train.backbones import tiny
 from segros_train.backbones.instructions import INSTRUCTIONS
 from segros_train.backbones.openuni.adapter import OpenUni
 from segros_train.backbones.openuni.model import OpenUniModel
 from segros_train.backbones.openuni.prompts import CAPTION, NO_CAPTION, SYSTEM
+from segros_train.backbones.tiny import pixels
 from segros_train.data.shapes_language import caption, corpus, question
-from segros_train.data.shapes_world import Scene, crowded_scene, render, sample_scene
+from segros_train.data.shapes_world import Scene, crowded_scene, sample_scene
 from segros_train.files import append_jsonl, replace_file
 from segros_train.types import InstructionBatch, Turn
 
@@ -35,7 +37,6 @@ __all__ = [
     "build_tokenizer",
     "fit",
     "latent_scale",
-    "pixels",
     "pretrain_autoencoder",
     "pretrain_understanding",
 ]
@@ -151,25 +152,11 @@ def build_tokenizer(*, vocab_size: int) -> Tokenizer:
         f"\nuser\n{NO_CAPTION}",
         *INSTRUCTIONS,
     ]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     # One token for the sentence that every dialogue starts with: it would else be most of a question.
-    tokenizer.train_from_iterator(corpus(4000) + template * 200, trainer)
+    texts = corpus(4000) + template * 200
+    tokenizer = tiny.build_tokenizer(texts, vocab_size=vocab_size - 1, special_tokens=SPECIAL_TOKENS)
     tokenizer.add_tokens([SYSTEM])
     return tokenizer
-
-
-def pixels(scenes: Sequence[Scene]) -> Tensor:
-    """Return rendered scenes, [scenes, 3, height, width] in [-1, 1]."""
-    stacked = np.stack([np.asarray(render(scene)) for scene in scenes])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()

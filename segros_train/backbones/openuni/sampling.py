@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segros_train.backbones.images import to_images, to_pixels
+from segros_train.backbones.modes import inference
 from segros_train.backbones.openuni.flow import schedule, solve
-from segros_train.backbones.openuni.model import OpenUniModel, inference
+from segros_train.backbones.openuni.model import OpenUniModel
 from segros_train.backbones.openuni.prompts import NO_CAPTION
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Weights on disk: published files in each of their forms, and checkpoints of ours.
+"""Weights on disk: published files in each of their forms.
 
 Published: the multimodal language model, the image generator and the autoencoder come from their own repositories;
 OpenUni's file holds what its training changed and lies over them, in the order in which files are given. It may
@@ -18,7 +18,6 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -26,13 +25,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from segros_train.backbones.checkpoints import check_keys
 from segros_train.backbones.openuni.config import OpenUniConfig
 from segros_train.backbones.openuni.model import OpenUniModel
 from segros_train.errors import PrerequisiteError
 
 __all__ = ["build", "check_settings", "hub_state", "is_frozen", "our_names", "overlaid", "read_state", "upstream_names"]
 
-LISTED_KEYS = 20
 TRAINED = ("meta_queries", "connector.", "projector.", "transformer.")
 OVERLAID = ("meta_queries", "connector.", "projector.")
 """What only OpenUni's own files supply."""
@@ -239,8 +238,7 @@ def build(config: OpenUniConfig, state: Mapping[str, Tensor], *, origin: str, de
     """
     with init_empty_weights(include_buffers=False):
         model = OpenUniModel(config)
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    _check(expected, state, origin)
+    check_keys(model.state_dict(), state, origin, "OpenUni")
     keeps = device != "cpu"
     typed = {
         key: value.to(device, value.dtype if keeps and is_frozen(key) else torch.float32)
@@ -250,25 +248,3 @@ def build(config: OpenUniConfig, state: Mapping[str, Tensor], *, origin: str, de
     model.lmm.requires_grad_(False)
     model.vae.requires_grad_(False)
     return model.to(device).eval()
-
-
-def _check(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], origin: str) -> None:
-    both = expected.keys() & state.keys()
-    problems = {
-        "missing": sorted(expected.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - expected.keys()),
-        "of another shape": sorted(
-            f"{key} {tuple(state[key].shape)} instead of {expected[key]}"
-            for key in both
-            if tuple(state[key].shape) != expected[key]
-        ),
-    }
-    found = [f"{len(keys)} {kind}: {_listing(keys)}" for kind, keys in problems.items() if keys]
-    if found:
-        raise PrerequisiteError(f"{origin} does not fit this OpenUni. Keys {'; '.join(found)}.")
-
-
-def _listing(keys: Iterable[Any]) -> str:
-    names = list(keys)
-    rest = len(names) - LISTED_KEYS
-    return ", ".join(names[:LISTED_KEYS]) + (f" and {rest} more" if rest > 0 else "")

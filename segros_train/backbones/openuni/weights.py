@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
-from segros_train.backbones import SHIPPED_WEIGHTS
+from segros_train.backbones.weights import Located, absent, in_cache, locate_checkpoint
 from segros_train.files import segros_home
 from segros_train.types import BackboneCard, WeightFile
 
-__all__ = ["CHECKPOINT_FILES", "Located", "locate", "missing_weights"]
+__all__ = ["locate", "missing_weights"]
 
-CHECKPOINT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 OWN = "model"
 """The role of OpenUni's own file, which lies over the files of the models it is made of."""
-
-
-@dataclass(frozen=True)
-class Located:
-    """What was found of a card's weights.
-
-    Attributes:
-        checkpoint: Folder of a checkpoint of ours; None where published files serve.
-        files: Published files by role; those that a checkpoint lies over, where the card names any.
-        overlays: OpenUni's own files, the base first.
-        missing: A sentence per missing file: what it is and how to get it.
-    """
-
-    checkpoint: Path | None = None
-    files: Mapping[str, Path] = field(default_factory=dict)
-    overlays: tuple[Path, ...] = ()
-    missing: tuple[str, ...] = ()
+MAKE = "segros train --method pretrain --backbone"
 
 
 def missing_weights(card: BackboneCard, source: Path | None = None) -> list[str]:
@@ -50,21 +31,14 @@ def locate(card: BackboneCard, source: Path | None) -> Located:
         card: What to look for.
         source: A folder; None for shipped weights or published files.
     """
-    if source is not None and not source.is_dir():
-        return Located(missing=(f"{source} is no folder; name a checkpoint or a folder with the published files.",))
-    folder = SHIPPED_WEIGHTS / card.name if source is None else source
-    if _is_checkpoint(folder) or (source is None and not card.weights):
-        absent = [name for name in CHECKPOINT_FILES if not (folder / name).is_file()]
-        remedy = "the checkpoint is incomplete, take another"
-        if source is None:
-            remedy = f"reinstall segros, or make them: segros train --method pretrain --backbone {card.name}"
-        missing = [f"{folder / name} is missing: {remedy}." for name in absent]
-        # What OpenUni's own file holds, the checkpoint holds too.
-        files, lacking = _published(card)
-        return Located(folder, files, missing=(*missing, *(line for line in lacking if not _is_own(line, card))))
-    if source is not None and not card.weights:
-        return Located(missing=(f"{source} holds no checkpoint of {card.name}: config.json is missing.",))
-    return _with_overlay(card, source)
+    found = locate_checkpoint(card, source, remedy=f"reinstall segros, or make them: {MAKE} {card.name}")
+    if found is None:
+        return _with_overlay(card, source)
+    if found.checkpoint is None:
+        return found
+    files, lacking = _published(card)
+    # What OpenUni's own file holds, the checkpoint holds too.
+    return replace(found, files=files, missing=(*found.missing, *(line for line in lacking if not _is_own(line, card))))
 
 
 def _with_overlay(card: BackboneCard, source: Path | None) -> Located:
@@ -86,15 +60,6 @@ def _is_own(line: str, card: BackboneCard) -> bool:
     return f"({OWN} of {card.name})" in line
 
 
-def _is_checkpoint(folder: Path) -> bool:
-    """Tell a checkpoint of ours from a clone of a hub repository, which may also hold a `config.json`."""
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(values, dict) and "family" in values
-
-
 def _published(card: BackboneCard) -> tuple[dict[str, Path], list[str]]:
     """Return the published files that are there by role, and a sentence per missing one."""
     kept = segros_home() / "weights" / card.name
@@ -105,11 +70,7 @@ def _published(card: BackboneCard) -> tuple[dict[str, Path], list[str]]:
         if path is not None:
             files[weight.role] = path
         else:
-            place = kept / weight.repo.rpartition("/")[2]
-            missing.append(
-                f"{_names(weight)[0]} of {weight.repo} ({weight.role} of {card.name}) is missing: "
-                f"hf download {weight.repo} {_names(weight)[0]} --local-dir {place}"
-            )
+            missing.append(absent(card, weight, _names(weight)[0], place=kept / weight.repo.rpartition("/")[2]))
     return files, missing
 
 
@@ -125,9 +86,4 @@ def _find(kept: Path, weight: WeightFile, name: str) -> Path | None:
     Repositories have folders of their own, as files of several have the same name.
     """
     own = kept / weight.repo.rpartition("/")[2] / name
-    if own.is_file():
-        return own
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(weight.repo, name)
-    return Path(found) if isinstance(found, str) else None
+    return own if own.is_file() else in_cache(weight, name)

@@ -27,11 +27,11 @@ This package imports no torch until a model is built. Source: showlab/Show-o @ 4
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segros_train.backbones.showo.weights import locate, missing_weights
-from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
     from segros_train.backbones.showo.adapter import Showo
@@ -52,14 +52,15 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     Raises:
         PrerequisiteError: If weights are missing, foreign or damaged, or a file of instructions cannot be read.
     """
+    from segros_train.backbones.checkpoints import read_checkpoint
     from segros_train.backbones.showo import states
     from segros_train.backbones.showo.adapter import Showo
 
     found = locate(card, source)
-    if found.missing:
-        raise PrerequisiteError("\n".join((f"Weights of {card.name} are missing.", *found.missing)))
+    found.require(card)
     if found.checkpoint is not None:
-        kept = states.read_checkpoint(found.checkpoint, card)
+        read = partial(states.tokenizer_of, card.config)
+        kept = read_checkpoint(found.checkpoint, card, function=states.FUNCTION, tokenizer=read)
         model = states.build(card.config, kept.state, origin=str(found.checkpoint), device=device)
         return Showo(card, model, kept.tokenizer, realisation=kept.realisation)
     tokenizer = states.tokenizer_of(card.config, found.files["tokenizer"])

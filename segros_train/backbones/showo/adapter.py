@@ -11,12 +11,16 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
-from segros_train.backbones.harmon.instructions import INSTRUCTIONS, read_instructions
-from segros_train.backbones.showo import answering, sampling
+from segros_train.backbones.answering import answer, choice_logprobs, supervised_places
+from segros_train.backbones.checkpoints import write_checkpoint
+from segros_train.backbones.dialogues import IGNORED, labels_of
+from segros_train.backbones.instructions import instructions_from
+from segros_train.backbones.showo import sampling
+from segros_train.backbones.showo.answering import read, reader
 from segros_train.backbones.showo.layout import drawing_layout
 from segros_train.backbones.showo.model import ShowoModel
-from segros_train.backbones.showo.prompts import IGNORED, ShowoTokenizer
-from segros_train.backbones.showo.states import published_names, write_checkpoint
+from segros_train.backbones.showo.prompts import ShowoTokenizer
+from segros_train.backbones.showo.states import published_names
 from segros_train.backbones.showo.transforms import CropForClip, CropToSquare
 from segros_train.masking import cosine_ratio
 from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, InstructionBatch, Supervision
@@ -65,8 +69,7 @@ class Showo(Backbone):
         self.model = model
         self.tokenizer = tokenizer
         self.realisation = realisation or Realisation()
-        file = model.config.instructions_file
-        own = INSTRUCTIONS if file is None else read_instructions(Path(file))
+        own = instructions_from(model.config.instructions_file)
         self.instructions = tuple(own if instructions is None else instructions)
         self.latent_table: Mapping[str, Tensor] | None = None
         self.code_weights: Tensor | None = None
@@ -229,14 +232,10 @@ class Showo(Backbone):
         limit = self.model.config.max_dialogue_tokens
         dialogues = [self.tokenizer.dialogue(turns, tower=self.has_tower, limit=limit) for turns in batch.dialogues]
         image = self.image_inputs(batch.images.to(self.device))
-        states = answering.read(self.model, image, dialogues, everything=not self.has_tower)
-        labels = torch.full(states.shape[:2], IGNORED)
-        for row, dialogue in zip(labels, dialogues, strict=True):
-            start = len(dialogue.head) + image.shape[1]
-            row[start : start + len(dialogue.labels)] = torch.tensor(dialogue.labels)
-        if not bool((labels[:, 1:] != IGNORED).any()):
-            raise ValueError("No token of an answer is left to learn from; raise max_dialogue_tokens.")
-        return self.model.next_token_nll(states, labels.to(self.device))
+        states = read(self.model, image, dialogues, everything=not self.has_tower)
+        labels = labels_of(dialogues, image)
+        supervised_places(labels)
+        return self.model.next_token_nll(states, labels)
 
     def generate(
         self, prompts: Sequence[str], *, seeds: Sequence[int], settings: GenerationSettings
@@ -250,7 +249,7 @@ class Showo(Backbone):
         Raises:
             ValueError: If a question is not about exactly one image.
         """
-        return answering.answer(self, images, questions, max_new_tokens=max_new_tokens)
+        return answer(reader(self), images, questions, max_new_tokens=max_new_tokens)
 
     def choice_logprobs(
         self, images: Sequence[Sequence[Image]], questions: Sequence[str], choices: Sequence[Sequence[str]]
@@ -260,7 +259,7 @@ class Showo(Backbone):
         Raises:
             ValueError: If a question is not about exactly one image, or a choice has no token.
         """
-        return answering.choice_logprobs(self, images, questions, choices)
+        return choice_logprobs(reader(self), images, questions, choices)
 
     def image_transform(self, purpose: Literal["generation", "understanding"]) -> ImageTransform:
         """Return the preparation of images: the middle square, in the size of the tokenizer or of the tower."""
@@ -293,9 +292,10 @@ class Showo(Backbone):
         """
         write_checkpoint(
             directory,
-            self.model,
+            published_names(self.model.state_dict()),
             card=self.card,
-            tokenizer=self.tokenizer,
+            config=self.model.config,
+            tokenizer=self.tokenizer.tokenizer,
             realisation=self.realisation,
             dtype=dtype,
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from segros_train.backbones.configs import from_plain
 
 __all__ = ["NUM_SPECIAL_TOKENS", "SYSTEM_PROMPT", "ClipConfig", "LanguageConfig", "ShowoConfig", "VqConfig"]
 
@@ -137,23 +139,4 @@ class ShowoConfig:
         Raises:
             ValueError: If a field is unknown or missing.
         """
-        parts = {"llm": LanguageConfig, "vq": VqConfig, "clip": ClipConfig}
-        values = dict(values)
-        for name, part in parts.items():
-            if values.get(name) is not None:
-                values[name] = _build(part, values[name])
-        return _build(cls, values)
-
-
-def _build(kind: type[Any], values: Any) -> Any:
-    """Build dataclass `kind` from plain values; lists become tuples."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{kind.__name__} needs named fields, found {type(values).__name__}.")
-    unknown = sorted(set(values) - {item.name for item in fields(kind)})
-    if unknown:
-        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}.")
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    try:
-        return kind(**plain)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+        return from_plain(cls, dict(values))

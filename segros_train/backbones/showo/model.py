@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, PhiConfig, PhiForCausalLM
 
-from segros_train.backbones.harmon.model import evaluating, inference
+from segros_train.backbones.dialogues import IGNORED
 from segros_train.backbones.showo.attention import RowBlock, register
 from segros_train.backbones.showo.config import ClipConfig, ShowoConfig
-from segros_train.backbones.showo.prompts import IGNORED
 from segros_train.backbones.showo.vq import MagvitV2
 
-__all__ = ["ShowoModel", "evaluating", "inference", "initialise"]
+__all__ = ["ShowoModel", "initialise"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)

@@ -26,11 +26,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from segros_train.backbones.dialogues import IGNORED
+from segros_train.backbones.instructions import INSTRUCTIONS
 from segros_train.backbones.showo import load
 from segros_train.backbones.showo.fitting import Fit, fit
-from segros_train.backbones.showo.prompts import END, IGNORED
+from segros_train.backbones.showo.prompts import END
 from segros_train.backbones.showo.tiny_tower import TowerRecipe, pretrain_tower
-from segros_train.backbones.showo.tiny_vq import OBJECT_BIT, VqRecipe, bits_of, pixels, pretrain_decoder, pretrain_vq
+from segros_train.backbones.showo.tiny_vq import OBJECT_BIT, VqRecipe, bits_of, pretrain_decoder, pretrain_vq
+from segros_train.backbones.tiny import build_tokenizer, pixels
 from segros_train.data import shapes_language
 from segros_train.data.shapes import CROWD_EVERY, CrowdSet, InstructionSet, PretrainingSet
 from segros_train.data.shapes_world import matching_crowd, sample_scene
@@ -150,9 +153,6 @@ def _tokenizer(card: BackboneCard, directory: Path) -> Path:
     """Return the file of a tokenizer of the world's texts, trained when absent."""
     path = directory / "tokenizer.json"
     if not path.exists():
-        from segros_train.backbones.harmon.instructions import INSTRUCTIONS
-        from segros_train.pretrain import build_tokenizer
-
         texts = shapes_language.corpus(4000) + (["USER: ", " ASSISTANT: ", *INSTRUCTIONS]) * 100
         built = build_tokenizer(texts, vocab_size=card.config.llm.text_vocab_size)
         assert built.token_to_id(END) is not None

@@ -12,39 +12,22 @@ Source: showlab/Show-o training/prompting_utils.py @ 45a5a2de
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
+from segros_train.backbones.dialogues import IGNORED, Dialogue
+from segros_train.backbones.texts import TextTokenizer
 from segros_train.errors import PrerequisiteError
 from segros_train.types import Turn
 
-__all__ = ["END", "IGNORED", "Dialogue", "ShowoTokenizer"]
+__all__ = ["END", "ShowoTokenizer"]
 
 END = "<|endoftext|>"
-IGNORED = -100
 SPECIAL = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
 
 
-@dataclass(frozen=True)
-class Dialogue:
-    """A dialogue as ids; the image stands between `head` and `tail`.
-
-    Attributes:
-        head: Ids up to and with the token that starts the image.
-        tail: Ids from the token that ends the image.
-        labels: One per id of `tail`: the id where it is an answer's, else -100.
-    """
-
-    head: tuple[int, ...]
-    tail: tuple[int, ...]
-    labels: tuple[int, ...] = ()
-
-
-class ShowoTokenizer:
+class ShowoTokenizer(TextTokenizer):
     """The language model's tokenizer with Show-o's special tokens and templates."""
 
     def __init__(self, tokenizer: Tokenizer, *, text_vocab_size: int, system_prompt: str = "") -> None:
@@ -64,39 +47,13 @@ class ShowoTokenizer:
                 f"The tokenizer has {tokenizer.get_vocab_size()} tokens and {END} is {end}; Show-o needs that token "
                 f"and at most {text_vocab_size}. Take the tokenizer.json of the backbone."
             )
-        self.tokenizer = tokenizer
-        self.end_id: int = end
+        super().__init__(tokenizer, end_id=end)
         self.special = {name: text_vocab_size + index for index, name in enumerate(SPECIAL)}
-        self._added = frozenset(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)
         self.system = tuple(self.ids(system_prompt)) if system_prompt else ()
-
-    @classmethod
-    def from_file(cls, path: Path, *, text_vocab_size: int, system_prompt: str = "") -> ShowoTokenizer:
-        """Read a `tokenizer.json`; arguments as for the class.
-
-        Raises:
-            PrerequisiteError: If it cannot be read as one.
-        """
-        try:
-            text = path.read_text(encoding="utf-8")
-            values = json.loads(text)
-        except (OSError, ValueError) as error:
-            raise PrerequisiteError(f"Cannot read the tokenizer {path}: {error}. Fetch it again.") from error
-        if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
-            raise PrerequisiteError(f"{path} is no tokenizer.json: it describes no model. Fetch it again.")
-        return cls(Tokenizer.from_str(text), text_vocab_size=text_vocab_size, system_prompt=system_prompt)
-
-    def _encode(self, text: str) -> Encoding:
-        return self.tokenizer.encode(text, add_special_tokens=False)
-
-    def ids(self, text: str) -> list[int]:
-        """Return the ids of `text`, nothing added."""
-        return self._encode(text).ids
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` without special tokens and outer blanks."""
-        kept = [index for index in ids if index < self.special["pad"]]
-        return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        return super().text([index for index in ids if index < self.special["pad"]])
 
     def _started(self, text: str) -> list[int]:
         ids = self.ids(text)
@@ -134,7 +91,7 @@ class ShowoTokenizer:
         return [
             (shift + place, caption[start:stop].strip())
             for place, (index, (start, stop)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True))
-            if index not in self._added and index != self.end_id and shift + place < room
+            if index not in self._special and index != self.end_id and shift + place < room
         ]
 
     def _head(self, *, tower: bool) -> tuple[int, ...]:

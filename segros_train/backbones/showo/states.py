@@ -1,4 +1,4 @@
-"""Weights on disk: published files in each of their forms, and checkpoints of ours.
+"""Weights on disk: published files in each of their forms.
 
 Upstream keeps three sets: the language model with the projector (`showo.*`, `mm_projector.*`), the tokenizer of images
 (`encoder.*`, `decoder.*`, `quantize.*`) and CLIP (`vision_model.*` and, in its own repository, a text tower that
@@ -11,52 +11,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors.torch import save_file
 from torch import Tensor
 
-from segros_train.backbone import Realisation
-from segros_train.backbones.harmon.states import check_keys, listed_changes, read_state
+from segros_train.backbones.checkpoints import check_keys, read_state
 from segros_train.backbones.showo.config import ShowoConfig
 from segros_train.backbones.showo.model import ShowoModel
 from segros_train.backbones.showo.prompts import ShowoTokenizer
 from segros_train.backbones.showo.vq import Quantizer
 from segros_train.errors import PrerequisiteError
-from segros_train.files import replace_file, write_json
-from segros_train.types import BackboneCard
 
-__all__ = [
-    "Checkpoint",
-    "build",
-    "own_names",
-    "published_names",
-    "published_state",
-    "read_checkpoint",
-    "tokenizer_of",
-    "write_checkpoint",
-]
+__all__ = ["FUNCTION", "build", "own_names", "published_names", "published_state", "tokenizer_of"]
 
-FAMILY = "showo"
 VQ_PARTS = ("encoder.", "decoder.", "quantize.")
 TOWER = "vision_model."
 UNUSED_CLIP = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 DERIVED = ("position_ids",)
 FUNCTION = ("llm", "vq", "clip", "system_prompt", "max_caption_tokens")
 """The parts of a configuration that decide what weights compute; the others are choices of a run."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint of ours holds."""
-
-    state: Mapping[str, Tensor]
-    realisation: Realisation
-    tokenizer: ShowoTokenizer
 
 
 def published_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,9 +102,8 @@ def build(config: ShowoConfig, state: Mapping[str, Tensor], *, origin: str, devi
     """
     with init_empty_weights(include_buffers=False):
         model = ShowoModel(config)
-    expected = {key: tuple(value.shape) for key, value in published_names(model.state_dict()).items()}
     given = published_names(own_names(state))
-    check_keys(expected, given, origin, "Show-o")
+    check_keys(published_names(model.state_dict()), given, origin, "Show-o")
     own = {key: value if "power_vals" in key else value.float() for key, value in own_names(given).items()}
     model.load_state_dict({key: value.to(device) for key, value in own.items()}, assign=True)
     codebook = Quantizer(config.vq.num_bits)
@@ -152,63 +126,3 @@ def tokenizer_of(config: ShowoConfig, path: Path) -> ShowoTokenizer:
     return ShowoTokenizer.from_file(
         path, text_vocab_size=config.llm.text_vocab_size, system_prompt=config.system_prompt
     )
-
-
-def write_checkpoint(
-    directory: Path,
-    model: ShowoModel,
-    *,
-    card: BackboneCard,
-    tokenizer: ShowoTokenizer,
-    realisation: Realisation,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write a checkpoint of ours; `config.json` comes last and marks it as whole.
-
-    Args:
-        directory: Created when absent.
-        model: Weights, tokenizer of images and vision tower included, under upstream's key names.
-        card: The card the model realises.
-        tokenizer: Written as `tokenizer.json`.
-        realisation: Choices the weights were trained under.
-        dtype: Type on disk.
-
-    Raises:
-        PrerequisiteError: If the folder cannot be written.
-    """
-    state = {
-        key: (value.detach().to("cpu", dtype) if value.is_floating_point() else value.detach().cpu()).contiguous()
-        for key, value in published_names(model.state_dict()).items()
-    }
-    replace_file(directory / "model.safetensors", lambda path: save_file(state, path))
-    replace_file(directory / "tokenizer.json", lambda path: tokenizer.tokenizer.save(str(path)))
-    record = {
-        "family": FAMILY,
-        "card": card.name,
-        "config": asdict(model.config),
-        "realisation": asdict(realisation),
-    }
-    write_json(directory / "config.json", record)
-
-
-def read_checkpoint(directory: Path, card: BackboneCard) -> Checkpoint:
-    """Read a checkpoint of ours.
-
-    Raises:
-        PrerequisiteError: If it is damaged, of another card, or of another configuration.
-    """
-    path = directory / "config.json"
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        config = ShowoConfig.from_dict(record["config"])
-        realisation = Realisation(**record["realisation"])
-        family, name = record["family"], record["card"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PrerequisiteError(f"{path} describes no checkpoint of segros: {error!r}.") from error
-    if (family, name) != (FAMILY, card.name):
-        raise PrerequisiteError(f"{directory} is a checkpoint of {name}, asked for {card.name}.")
-    written, asked = ({name: asdict(value)[name] for name in FUNCTION} for value in (config, card.config))
-    if changed := listed_changes(written, asked):
-        raise PrerequisiteError(f"{directory} was written with another configuration: {'; '.join(changed)}.")
-    tokenizer = tokenizer_of(card.config, directory / "tokenizer.json")
-    return Checkpoint(read_state(directory / "model.safetensors"), realisation, tokenizer)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segros_train.backbones.showo.fitting import Fit, fit
 from segros_train.backbones.showo.model import ShowoModel
-from segros_train.backbones.showo.tiny_vq import pixels
+from segros_train.backbones.tiny import pixels
 from segros_train.data.shapes_world import CELL_PX, COLORS, GRID, OBJECT_NAMES, Scene, crowded_scene, sample_scene
 
 __all__ = ["TowerRecipe", "patch_labels", "pretrain_tower"]

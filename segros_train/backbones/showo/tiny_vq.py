@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from segros_train.backbones.showo.fitting import Fit, fit
 from segros_train.backbones.showo.vq import MagvitV2
+from segros_train.backbones.tiny import pixels, start_almost_linear
 from segros_train.data.shapes_world import (
     CELL_PX,
     COLORS,
@@ -29,7 +29,6 @@ from segros_train.data.shapes_world import (
     Scene,
     SceneObject,
     crowded_scene,
-    render,
     sample_scene,
 )
 
@@ -39,7 +38,6 @@ __all__ = [
     "VqRecipe",
     "bits_of",
     "canonical",
-    "pixels",
     "pretrain_decoder",
     "pretrain_vq",
 ]
@@ -67,12 +65,6 @@ class VqRecipe:
     batch_size: int = 16
     painting: Fit = field(default_factory=lambda: Fit(steps=400, learning_rate=3e-3, warmup_steps=20))
     painted_weight: float = 4.0
-
-
-def pixels(scenes: Sequence[Scene]) -> Tensor:
-    """Return rendered scenes, [scenes, 3, height, width] in [-1, 1]."""
-    painted = np.stack([np.asarray(render(scene)) for scene in scenes])
-    return torch.from_numpy(painted).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _size_index(thing: SceneObject) -> int:
@@ -116,18 +108,6 @@ def canonical(scene: Scene) -> Scene:
     return replace(scene, objects=tuple(things))
 
 
-@torch.no_grad()
-def _prepare(model: MagvitV2) -> None:
-    """Start as an almost linear autoencoder: residual branches at zero, other convolutions keep their input's scale."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.orthogonal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if name.endswith(("conv2", "proj_out")):
-                nn.init.zeros_(module.weight)
-
-
 def _scenes(recipe: VqRecipe, step: int, seed: int, *, every: int) -> list[Scene]:
     """Draw the scenes of a step, the first of every few an ordinary one."""
     numbers = range(step * recipe.batch_size, (step + 1) * recipe.batch_size)
@@ -149,7 +129,7 @@ def pretrain_vq(model: MagvitV2, recipe: VqRecipe, *, directory: Path, seed: int
         raise ValueError(f"The embedded world needs {NUM_BITS} bits for cells of {CELL_PX} px, found {model.config}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _prepare(model)
+        start_almost_linear(model)
 
     def loss(step: int) -> Tensor:
         scenes = _scenes(recipe, step, seed, every=4)

@@ -1,0 +1,170 @@
+"""Checkpoints of ours, whatever the family: `config.json`, `model.safetensors`, `tokenizer.json`."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from segros_train.backbone import Realisation
+from segros_train.errors import PrerequisiteError
+from segros_train.files import replace_file, write_json
+from segros_train.types import BackboneCard
+
+__all__ = ["Checkpoint", "check_keys", "read_checkpoint", "read_state", "write_checkpoint"]
+
+LISTED_KEYS = 20
+# What torch and safetensors raise on a torn or foreign file; torch's reader of pickles lets list and key errors out.
+DAMAGE = (OSError, EOFError, RuntimeError, LookupError, SafetensorError, pickle.UnpicklingError)
+
+
+Texts = TypeVar("Texts")
+
+
+@dataclass(frozen=True)
+class Checkpoint(Generic[Texts]):
+    """What a checkpoint of ours holds, its tokenizer as the family wraps it."""
+
+    state: Mapping[str, Tensor]
+    realisation: Realisation
+    tokenizer: Texts
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read named tensors from a safetensors file or a pickle, which is opened without running code.
+
+    Raises:
+        PrerequisiteError: If the file is damaged, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PrerequisiteError(f"Cannot read the weights {path}: {reason} Fetch the file again.") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(values, Mapping) and isinstance(values.get(wrapper), Mapping):
+            values = values[wrapper]
+    if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
+        raise PrerequisiteError(f"{path} holds no named tensors; name a checkpoint.")
+    return dict(values)
+
+
+def check_keys(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str, family: str) -> None:
+    """Raise PrerequisiteError that lists what differs unless keys and shapes are those of `expected`."""
+    both = expected.keys() & state.keys()
+    problems = {
+        "missing": sorted(expected.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - expected.keys()),
+        "of another shape": sorted(
+            f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+            for key in both
+            if state[key].shape != expected[key].shape
+        ),
+    }
+    found = [f"{len(keys)} {kind}: {_listing(keys)}" for kind, keys in problems.items() if keys]
+    if found:
+        raise PrerequisiteError(f"{origin} does not fit this {family}. Keys {'; '.join(found)}.")
+
+
+def _listing(keys: Iterable[str]) -> str:
+    names = list(keys)
+    rest = len(names) - LISTED_KEYS
+    return ", ".join(names[:LISTED_KEYS]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def write_checkpoint(
+    directory: Path,
+    state: Mapping[str, Tensor],
+    *,
+    card: BackboneCard,
+    config: Any,
+    tokenizer: Tokenizer,
+    realisation: Realisation,
+    dtype: torch.dtype,
+) -> None:
+    """Write a checkpoint of ours; `config.json` comes last and marks it as whole.
+
+    Args:
+        directory: Created when absent.
+        state: Weights under the family's key names.
+        card: The card the weights realise.
+        config: The configuration they have, a dataclass.
+        tokenizer: Written as `tokenizer.json`.
+        realisation: Choices the weights were trained under.
+        dtype: Type on disk of floating-point tensors.
+
+    Raises:
+        PrerequisiteError: If the folder cannot be written.
+    """
+    kept = {
+        key: (value.detach().to("cpu", dtype) if value.is_floating_point() else value.detach().cpu()).contiguous()
+        for key, value in state.items()
+    }
+    replace_file(directory / "model.safetensors", lambda path: save_file(kept, path))
+    replace_file(directory / "tokenizer.json", lambda path: tokenizer.save(str(path)))
+    record = {
+        "family": card.family,
+        "card": card.name,
+        "config": asdict(config),
+        "realisation": asdict(realisation),
+    }
+    write_json(directory / "config.json", record)
+
+
+def read_checkpoint(
+    directory: Path,
+    card: BackboneCard,
+    *,
+    function: Sequence[str],
+    tokenizer: Callable[[Path], Texts],
+    read: Callable[[Path], dict[str, Tensor]] = read_state,
+) -> Checkpoint[Texts]:
+    """Read a checkpoint of ours.
+
+    Args:
+        directory: Holds the checkpoint.
+        card: What it shall be a checkpoint of.
+        function: Parts of the configuration that decide what weights compute, and must be the card's.
+        tokenizer: Read the family's tokenizer from its file.
+        read: Read named tensors from a file.
+
+    Raises:
+        PrerequisiteError: If it is damaged, of another card, or of another configuration.
+    """
+    path = directory / "config.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        config = type(card.config).from_dict(record["config"])
+        realisation = Realisation(**record["realisation"])
+        family, name = record["family"], record["card"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PrerequisiteError(f"{path} describes no checkpoint of segros: {error!r}.") from error
+    if (family, name) != (card.family, card.name):
+        raise PrerequisiteError(f"{directory} is a checkpoint of {name}, asked for {card.name}.")
+    written, asked = ({part: asdict(value)[part] for part in function} for value in (config, card.config))
+    if changed := _listed_changes(written, asked):
+        raise PrerequisiteError(f"{directory} was written with another configuration: {'; '.join(changed)}.")
+    texts = tokenizer(directory / "tokenizer.json")
+    return Checkpoint(read(directory / "model.safetensors"), realisation, texts)
+
+
+def _listed_changes(written: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Name the fields of a configuration that differ from those asked for."""
+    changes = []
+    for name, value in asked.items():
+        if isinstance(value, Mapping) and isinstance(written[name], Mapping):
+            changes += _listed_changes(written[name], value, f"{prefix}{name}.")
+        elif written[name] != value:
+            changes.append(f"{prefix}{name} is {written[name]} there and {value} here")
+    return changes
