@@ -178,6 +178,7 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
         PrerequisiteError: If weights or data are missing, or the loss is not finite.
     """
     from segros_train.checkpoint import newest_checkpoint
+    from segros_train.data.latents import LatentCache
     from segros_train.loop import train
 
     assert stage.recipe is not None and stage.task.method is not None
@@ -189,7 +190,8 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
     with listener.phase(f"load  {_title(stage)}", 1) as tell:
         backbone = _beginning(stage, folder, device)
         tell(1)
-    _tell_of_cache(backbone, len(generation), listener)
+    if isinstance(backbone.kept_states, LatentCache):
+        listener.note(backbone.kept_states.share_of(len(generation)))
     with listener.phase(f"train  {_title(stage)}", stage.recipe.optimizer_steps) as tell:
         outcome = train(
             backbone,
@@ -235,15 +237,6 @@ def _beginning(stage: Stage, folder: Path, device: str) -> Backbone:
     backbone = begin(stage.card, directory=folder / "train", seed=stage.seed)
     backbone.realise(Realisation(attention=stage.task.attention, hint_slot=stage.task.hint_slot))
     return backbone.to(device)
-
-
-def _tell_of_cache(backbone: Backbone, num_items: int, listener: Listener) -> None:
-    """Say how much of the training data was encoded beforehand, and where it is read from."""
-    from segros_train.data.latents import LatentCache
-
-    if isinstance(kept := backbone.kept_states, LatentCache):
-        what = "images and captions" if kept.holds_captions else "images"
-        listener.note(f"{len(kept):,} of {num_items:,} {what} were encoded beforehand and are read from {kept.folder}")
 
 
 class _Steps:

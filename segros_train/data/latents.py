@@ -104,6 +104,11 @@ class LatentCache(Mapping[str, Mapping[str, Tensor]]):
     def __getitem__(self, item_id: str) -> _Item:
         return _Item(self, self._places[item_id])
 
+    def share_of(self, num_items: int) -> str:
+        """Say how much of a training's items it holds, and where it lies."""
+        what = "images and captions" if self.holds_captions else "images"
+        return f"{len(self):,} of {num_items:,} {what} were encoded beforehand and are read from {self.folder}"
+
     def read(self, place: int, name: str) -> Tensor:
         """Return a tensor of the item at a place.
 
