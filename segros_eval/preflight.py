@@ -90,7 +90,7 @@ def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
     problems = [*_unwritable(out), *check_device(device)]
     for stage in plan.stages:
         if stage.checkpoint is not None:
-            problems += damaged(stage.checkpoint)
+            problems += [*damaged(stage.checkpoint), *missing_weights(stage.card, stage.checkpoint)]
         elif not stage.task.from_scratch:
             problems += missing_weights(stage.card)
         if stage.data is not None and stage.recipe is not None:
@@ -121,16 +121,16 @@ def estimate(stage: Stage) -> Cost:
     return Cost(counts, recipe.optimizer_steps, recipe.micro_steps, recipe.micro_steps * per_micro_step, disk)
 
 
-def missing_weights(card: BackboneCard) -> list[Problem]:
-    """Return what a backbone's weights lack."""
-    if not card.weights:
+def missing_weights(card: BackboneCard, checkpoint: Path | None = None) -> list[Problem]:
+    """Return what a backbone's weights lack; a checkpoint may lie over published ones."""
+    if checkpoint is None and not card.weights:
         folder = SHIPPED_WEIGHTS / card.name
         if (folder / "config.json").is_file():
             return []
         remedy = f"Install it again, or make them: segros train --method pretrain --backbone {card.name}."
         return [Problem(f"The weights of {card.name} should come with segros, {folder} lacks them", remedy)]
     family = importlib.import_module(f"segros_train.backbones.{card.family}")
-    return [_problem(text) for text in family.missing_weights(card, None)]
+    return [_problem(text) for text in family.missing_weights(card, checkpoint)]
 
 
 def damaged(checkpoint: Path) -> list[Problem]:

@@ -178,6 +178,7 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
         PrerequisiteError: If weights or data are missing, or the loss is not finite.
     """
     from segros_train.checkpoint import newest_checkpoint
+    from segros_train.data.latents import LatentCache
     from segros_train.loop import train
 
     assert stage.recipe is not None and stage.task.method is not None
@@ -189,6 +190,8 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
     with listener.phase(f"load  {_title(stage)}", 1) as tell:
         backbone = _beginning(stage, folder, device)
         tell(1)
+    if isinstance(backbone.kept_states, LatentCache):
+        listener.note(backbone.kept_states.share_of(len(generation)))
     with listener.phase(f"train  {_title(stage)}", stage.recipe.optimizer_steps) as tell:
         outcome = train(
             backbone,

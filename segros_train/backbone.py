@@ -70,8 +70,14 @@ class Backbone(nn.Module, ABC):
     kept_states: Mapping[str, Mapping[str, Tensor]] | None = None
     """What frozen parts make of items, by item id, encoded beforehand; items it lacks are computed."""
 
-    def frozen_states(self, batch: GenerationBatch) -> dict[str, Tensor]:
-        """Return what frozen parts alone make of a batch, by name, each [B, ...]: what `segros data encode` keeps.
+    def frozen_states(self, batch: GenerationBatch, *, captions: bool = False) -> dict[str, Tensor | list[Tensor]]:
+        """Return what frozen parts alone make of a batch, by name: what `segros data encode` keeps.
+
+        Each is a tensor [B, ...], or a list of B tensors whose first dimensions differ.
+
+        Args:
+            batch: Images with captions.
+            captions: Whether to return what a language model makes of captions too, which is large.
 
         Raises:
             PrerequisiteError: If the backbone keeps nothing.

@@ -90,6 +90,10 @@ def encode(
     limit: Annotated[
         int | None, typer.Option("--limit", help="Encode the first images only; the others are computed in training.")
     ] = None,
+    states: Annotated[
+        bool,
+        typer.Option("--states", help="Keep what the language model makes of captions too: a MiB or more for each."),
+    ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Compute what a backbone's frozen parts make of training images once, for every later training to read."""
@@ -118,7 +122,14 @@ def encode(
     model = backbones.load(card, device=local_device() if device == "auto" else device)
     with err().status(f"{card.name}: {len(source):,} images") as status:
         count = _Count(lambda done: status.update(f"{card.name}: {done:,} of {len(source):,} images"))
-        encode_images(model, source, folder, advance=count)
+        encode_images(
+            model,
+            source,
+            folder,
+            captions=states,
+            precision=catalog.recipes[card.recipe].precision,
+            advance=count,
+        )
     emit(f"written   {folder} ({len(source)} images)")
 
 

@@ -1,8 +1,9 @@
-"""What frozen parts make of training images, computed once: autoencoder latents and visual embeddings.
+"""What frozen parts make of training items, computed once: latents, visual embeddings, and states of captions if asked.
 
 A cache belongs to one backbone's weights and one set of images; both are in its key, so that no other model ever reads
-it. Items lie in safetensors files of `SHARD_ITEMS` each, in the type that the frozen parts compute in. An index that is
-written last names them, so that a stopped encoding goes on with the first file that is missing.
+it. Items lie in safetensors files of `SHARD_ITEMS` each, in the type that the frozen parts compute in. What is longer
+for one item than for another lies end to end, without padding, beside a tensor of where each item begins. An index that
+is written last names them all, so that a stopped encoding goes on with the first file that is missing.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -22,6 +25,7 @@ from torch import Tensor
 from segros_train.draws import keyed_generator
 from segros_train.errors import PrerequisiteError
 from segros_train.files import content_key, replace_file, segros_home, write_json
+from segros_train.objective import autocast_dtype
 from segros_train.types import GenerationBatch
 
 if TYPE_CHECKING:
@@ -32,7 +36,10 @@ __all__ = ["LatentCache", "cache_folder", "encode", "find_cache"]
 
 SHARD_ITEMS = 1024
 INDEX = "index.json"
-FORMAT = 1
+FORMAT = 2
+BOUNDS = ".bounds"
+"""End of the name of the tensor that tells where each item of another one begins, and the last one ends."""
+GIB = 2**30
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +64,11 @@ def find_cache(folder: Path) -> LatentCache | None:
 
 
 class LatentCache(Mapping[str, Mapping[str, Tensor]]):
-    """A cache on disk, read item by item: tensors by name, by item id.
+    """A cache on disk: tensors by name, by item id, each read when it is asked for.
 
     Attributes:
         folder: Where it lies.
+        holds_captions: Whether it holds states of captions beside those of images.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,12 +82,13 @@ class LatentCache(Mapping[str, Mapping[str, Tensor]]):
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             names, self._items = tuple(index["tensors"]), list(index["items"])
-            known = index["format"] == FORMAT
+            known, self.holds_captions = index["format"] == FORMAT, index.get("captions", False)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PrerequisiteError(f"{path} is no index of encoded images: {error!r}. Encode them again.") from error
         if not known:
             raise PrerequisiteError(f"{path} is of another version of segros. Remove {folder} and encode again.")
-        self._names = names
+        self.names = tuple(name for name in names if not name.endswith(BOUNDS))
+        self._ragged = frozenset(name for name in self.names if name + BOUNDS in names)
         self._places = {item_id: place for place, item_id in enumerate(self._items)}
         self._files: dict[int, Any] = {}
 
@@ -92,11 +101,46 @@ class LatentCache(Mapping[str, Mapping[str, Tensor]]):
     def __contains__(self, item_id: object) -> bool:
         return item_id in self._places
 
-    def __getitem__(self, item_id: str) -> dict[str, Tensor]:
-        shard, row = divmod(self._places[item_id], SHARD_ITEMS)
+    def __getitem__(self, item_id: str) -> _Item:
+        return _Item(self, self._places[item_id])
+
+    def share_of(self, num_items: int) -> str:
+        """Say how much of a training's items it holds, and where it lies."""
+        what = "images and captions" if self.holds_captions else "images"
+        return f"{len(self):,} of {num_items:,} {what} were encoded beforehand and are read from {self.folder}"
+
+    def read(self, place: int, name: str) -> Tensor:
+        """Return a tensor of the item at a place.
+
+        Raises:
+            KeyError: If the cache holds none of this name.
+        """
+        if name not in self.names:
+            raise KeyError(name)
+        shard, row = divmod(place, SHARD_ITEMS)
         if shard not in self._files:
             self._files[shard] = safe_open(_shard(self.folder, shard), framework="pt")
-        return {name: self._files[shard].get_slice(name)[row] for name in self._names}
+        file = self._files[shard]
+        if name not in self._ragged:
+            return file.get_slice(name)[row]
+        start, stop = file.get_slice(name + BOUNDS)[row : row + 2].tolist()
+        return file.get_slice(name)[start:stop]
+
+
+class _Item(Mapping[str, Tensor]):
+    """The tensors of one item by name."""
+
+    def __init__(self, cache: LatentCache, place: int) -> None:
+        self._cache, self._place = cache, place
+
+    def __len__(self) -> int:
+        return len(self._cache.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cache.names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._cache.read(self._place, name)
 
 
 def _shard(folder: Path, number: int) -> Path:
@@ -108,10 +152,12 @@ def encode(
     source: GenerationSource,
     folder: Path,
     *,
+    captions: bool = False,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
     batch_size: int = 32,
     advance: Callable[[int], None] = lambda _: None,
 ) -> LatentCache:
-    """Encode every image of a source, going on where a stopped encoding was.
+    """Encode every item of a source, going on where a stopped encoding was.
 
     An image is cropped as its item id says, once and for all epochs.
 
@@ -119,51 +165,83 @@ def encode(
         backbone: What encodes.
         source: Images with captions.
         folder: Where the cache goes.
+        captions: Whether to keep what the language model makes of captions too.
+        precision: Of matrix products, as in the recipe of the training to come.
         batch_size: Images at once; changes speed only.
         advance: Told how many images were encoded or found.
 
     Raises:
-        PrerequisiteError: If the backbone keeps nothing, or the folder cannot be written.
+        PrerequisiteError: If the backbone keeps nothing, the folder cannot be written, or the disk is too small.
     """
     kept = find_cache(folder)
-    if kept is not None and len(kept) >= len(source):
+    if kept is not None and len(kept) >= len(source) and kept.holds_captions >= captions:
         advance(len(kept))
         return kept
     (folder / INDEX).unlink(missing_ok=True)
     item_ids: list[str] = []
-    names: tuple[str, ...] = ()
+    names: list[frozenset[str]] = []
     for shard, start in enumerate(range(0, len(source), SHARD_ITEMS)):
         indices = range(start, min(start + SHARD_ITEMS, len(source)))
         path = _shard(folder, shard)
-        ids_path = path.with_suffix(".json")
-        shard_ids = json.loads(ids_path.read_text(encoding="utf-8")) if ids_path.is_file() and path.is_file() else []
+        shard_ids = _found(path, captions=captions)
         if len(shard_ids) < len(indices):
-            ids_path.unlink(missing_ok=True)
-            shard_ids, tensors = _encoded(backbone, source, indices, batch_size=batch_size)
+            path.with_suffix(".json").unlink(missing_ok=True)
+            device = next(backbone.parameters()).device
+            dtype = autocast_dtype(precision, device)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                shard_ids, tensors = _encoded(backbone, source, indices, captions=captions, batch_size=batch_size)
             replace_file(path, functools.partial(save_file, tensors))
-            write_json(ids_path, shard_ids)
+            write_json(path.with_suffix(".json"), {"captions": captions, "items": shard_ids})
+            _check_room(path, len(indices), num_left=len(source) - indices.stop)
         with safe_open(path, framework="pt") as whole:
-            names = tuple(whole.keys())
+            names.append(frozenset(whole.keys()))
         item_ids += shard_ids
         advance(len(indices))
-    write_json(folder / INDEX, {"format": FORMAT, "tensors": sorted(names), "items": item_ids})
+    tensors_of_all = sorted(frozenset.intersection(*names))
+    write_json(folder / INDEX, {"format": FORMAT, "captions": captions, "tensors": tensors_of_all, "items": item_ids})
     logger.info("%s holds %d encoded images.", folder, len(item_ids))
     return LatentCache(folder)
 
 
+def _found(path: Path, *, captions: bool) -> list[str]:
+    """Return the items of a file that is whole and holds what is asked for; none where it has to be made."""
+    record = path.with_suffix(".json")
+    if not record.is_file() or not path.is_file():
+        return []
+    found = json.loads(record.read_text(encoding="utf-8"))
+    return found["items"] if isinstance(found, dict) and found["captions"] >= captions else []
+
+
+def _check_room(path: Path, num_items: int, *, num_left: int) -> None:
+    """Stop an encoding that the disk will not hold, before hours of it."""
+    needed, free = path.stat().st_size * num_left / num_items, shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise PrerequisiteError(
+            f"{num_left:,} more items take about {needed / GIB:.1f} GiB, {path.parent} has {free / GIB:.1f} GiB free. "
+            "Free space, put $SEGROS_HOME elsewhere, or encode fewer with --limit; --states takes most."
+        )
+
+
 def _encoded(
-    backbone: Backbone, source: GenerationSource, indices: range, *, batch_size: int
+    backbone: Backbone, source: GenerationSource, indices: range, *, captions: bool, batch_size: int
 ) -> tuple[list[str], dict[str, Tensor]]:
-    """Encode the images of a file."""
+    """Encode the items of a file."""
     prepare = backbone.image_transform("generation")
     item_ids: list[str] = []
     parts: dict[str, list[Tensor]] = {}
+    lengths: dict[str, list[int]] = {}
     for start in range(0, len(indices), batch_size):
         samples = [source[index] for index in indices[start : start + batch_size]]
         images = [prepare(sample.image, keyed_generator("encode", sample.item_id)) for sample in samples]
         ids = tuple(sample.item_id for sample in samples)
         batch = GenerationBatch(torch.stack(images), tuple(sample.caption for sample in samples), ids)
-        for name, tensor in backbone.frozen_states(batch).items():
-            parts.setdefault(name, []).append(tensor.cpu())
+        for name, states in backbone.frozen_states(batch, captions=captions).items():
+            if isinstance(states, Tensor):
+                parts.setdefault(name, []).append(states.cpu())
+                continue
+            parts.setdefault(name, []).extend(state.cpu() for state in states)
+            lengths.setdefault(name, []).extend(map(len, states))
         item_ids += ids
-    return item_ids, {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
+    whole = {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
+    bounds = {name + BOUNDS: torch.tensor((0, *accumulate(each))) for name, each in lengths.items()}
+    return item_ids, whole | bounds

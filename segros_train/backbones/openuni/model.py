@@ -20,8 +20,9 @@ from transformers import DynamicCache, InternVLConfig, InternVLForConditionalGen
 
 from segros_train.backbones.modes import evaluating, inference
 from segros_train.backbones.openuni.config import AutoencoderConfig, ConnectorConfig, OpenUniConfig, SanaConfig
+from segros_train.backbones.openuni.prefix import Prefix
 
-__all__ = ["OpenUniModel", "Prefix", "evaluating", "inference", "position_ids", "prefix_mask"]
+__all__ = ["OpenUniModel", "evaluating", "inference", "position_ids", "prefix_mask"]
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -189,19 +190,6 @@ def prefix_mask(valid: Tensor, hints: Tensor, dtype: torch.dtype) -> Tensor:
     allowed = causal | (hints.unsqueeze(2) & hints.unsqueeze(1))
     mask = (allowed & valid.unsqueeze(1)).unsqueeze(1)
     return torch.zeros(mask.shape, dtype=dtype, device=valid.device).masked_fill(~mask, torch.finfo(dtype).min)
-
-
-class Prefix:
-    """The keys and values of B prompts in the frozen language model.
-
-    Attributes:
-        cache: Keys and values, padding included.
-        valid: [B, S] bool, False on padding.
-    """
-
-    def __init__(self, cache: DynamicCache, valid: Tensor) -> None:
-        self.cache = cache
-        self.valid = valid
 
 
 class OpenUniModel(nn.Module):

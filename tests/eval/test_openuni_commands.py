@@ -1,0 +1,150 @@
+"""The commands on OpenUni: the tiny one is encoded and trained, the full-size ones go up to what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+from segros_eval import cli
+from segros_eval.catalog import load_catalog
+from segros_train.backbone import Realisation
+from segros_train.backbones.openuni.model import OpenUniModel
+from segros_train.data.shapes import GenerationSet
+from segros_train.files import write_json
+
+TASKS = Path(__file__).parents[2] / "tasks"
+FULL_SIZE = ("openuni-1.6b", "openuni-3.6b")
+NUM_PICTURES = 6
+NUM_ENCODED = 40
+PICTURES = '\npictures = DataCard(name="pictures", world="shapes", generation="folder:pictures")\n'
+ENCODE_IN_PAIRS = (
+    "from segros_train.data import latents\nlatents.SHARD_ITEMS = 2\nfrom segros_eval.cli import main\nmain()"
+)
+Segros = Callable[..., Result]
+
+
+@pytest.fixture
+def segros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Segros:
+    """Return a caller of the command line in a folder of the declarations, six captioned pictures and no weights."""
+    shutil.copytree(TASKS, tmp_path / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "tasks" / "data.py").open("a", encoding="utf-8") as declarations:
+        declarations.write(PICTURES)
+    (tmp_path / "pictures").mkdir()
+    for index in range(NUM_PICTURES):
+        sample = GenerationSet(seed=5)[index]
+        sample.image.save(tmp_path / "pictures" / f"{index}.png")
+        (tmp_path / "pictures" / f"{index}.txt").write_text(sample.caption, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    for name, value in (("SEGROS_HOME", str(tmp_path / "home")), ("COLUMNS", "100"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    return lambda *arguments: CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def train(segros: Segros, method: str) -> Result:
+    short = ("--set", "optimizer_steps=2", "--set", "recipe.batch_size=4", "--set", "warmup_steps=0")
+    return segros("train", "--method", method, "--backbone", "openuni-tiny", "--data", "pictures", *short)
+
+
+def last_losses(method: str) -> list[float]:
+    (metrics,) = Path("runs").glob(f"{method}-openuni-tiny-*/train/metrics.jsonl")
+    return [json.loads(line)["loss"] for line in metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def test_training_after_encoding_says_so_computes_nothing_again_and_has_the_same_losses(
+    segros: Segros, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {}
+    for method in ("segros", "sft"):
+        assert (done := train(segros, method)).exit_code == 0, done.stderr
+        assert "encoded beforehand" not in done.stderr
+        losses[method] = last_losses(method)
+    shutil.rmtree(tmp_path / "runs")
+    done = segros("data", "encode", "openuni-tiny", "--data", "pictures", "--states")
+    assert done.exit_code == 0, done.stderr
+    assert f"({NUM_PICTURES} images)" in done.stdout
+    for computes in ("encode_images", "see"):
+        monkeypatch.setattr(OpenUniModel, computes, None)
+    for method in ("segros", "sft"):
+        assert (done := train(segros, method)).exit_code == 0, done.stderr or done.exception
+        said = " ".join(done.stderr.split())
+        assert f"{NUM_PICTURES} of {NUM_PICTURES} images and captions were encoded beforehand" in said
+        assert last_losses(method) == pytest.approx(losses[method], rel=1e-5)
+
+
+def test_an_encoding_that_was_killed_goes_on_where_it_was(segros: Segros, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ENCODE_IN_PAIRS, "data", "encode", "openuni-tiny", "--limit", str(NUM_ENCODED)]
+    latents = tmp_path / "home" / "latents"
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    while not (made := list(latents.glob("*/items-00001.json"))):
+        assert process.poll() is None, "the encoding ended before it could be killed"
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    folder = made[0].parent
+    assert not (folder / "index.json").exists()
+    first = (folder / "items-00000.safetensors").stat()
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert (folder / "items-00000.safetensors").stat().st_mtime_ns == first.st_mtime_ns
+    items = json.loads((folder / "index.json").read_text(encoding="utf-8"))["items"]
+    assert items == [GenerationSet(0).item_id(index) for index in range(NUM_ENCODED)]
+
+
+def foreign_checkpoint(folder: Path, name: str) -> Path:
+    """Write what a checkpoint of a full-size model looks like to whoever does not read its weights."""
+    card = load_catalog(TASKS).backbones[name]
+    save_file({"meta_queries": torch.zeros(1)}, folder / "model.safetensors")
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    write_json(
+        folder / "config.json",
+        {"family": "openuni", "card": name, "config": asdict(card.config), "realisation": asdict(Realisation())},
+    )
+    return folder
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_every_command_on_a_full_size_model_names_the_missing_weights_and_exits_with_2(
+    segros: Segros, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    checkpoint = foreign_checkpoint(tmp_path / "checkpoint", name)
+    published = [file for file in load_catalog(TASKS).backbones[name].weights if file.role != "model"]
+    for arguments in (
+        ("run", "--method", "all", "--backbone", name, "--eval", "geneval"),
+        ("train", "--method", "sft,reca,segros,drop-loss", "--backbone", name),
+        ("eval", "--checkpoint", checkpoint, "--method", "sft", "--eval", "geneval"),
+        ("explain", "--backbone", name, "--image", "pictures/0.png", "--caption", "a red circle"),
+        ("export", checkpoint),
+        ("data", "encode", name),
+    ):
+        done = segros(*arguments)
+        assert done.exit_code == 2, (arguments, done.stderr, done.exception)
+        assert done.stdout == "" and "Traceback" not in done.stderr
+        for file in published:
+            assert f"of {file.repo} ({file.role} of {name}) is missing" in done.stderr, arguments
+        assert f"hf download {published[0].repo}" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_dry_run_on_a_full_size_model_shows_every_method_and_what_is_missing(segros: Segros, name: str) -> None:
+    done = segros("run", "--method", "all", "--backbone", name, "--eval", "geneval", "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    for method in ("none", "sft", "reca", "segros", "drop-loss"):
+        assert f" {method} " in done.stdout
+    for file in load_catalog(TASKS).backbones[name].weights:
+        assert f"of {file.repo} ({file.role} of {name}) is missing" in done.stdout
+    assert "Training data midjourney-v6" in done.stdout
