@@ -98,6 +98,10 @@ READING = Recipe(
 )
 _CAPTIONED = replace(READING, learning_rate=1.5e-3, text_dropout=0.1)
 _JOINT = replace(_CAPTIONED, learning_rate=1.2e-3, i2t_weight=0.1, i2t_batch_size=16)
+_TWO_THINGS: tuple[Tag, ...] = (
+    *("color_attr", "position", "two_object", "colors", "color_attr"),
+    *("position", "counting", "single_object", "color_attr", "position"),
+)
 _HALF_HIDDEN = SFT(all_hidden_share=0.5, num_untold=4)
 PARTS = (
     Part("reading", SFT(all_hidden_share=1.0), READING, tags=("colors",)),
@@ -127,6 +131,34 @@ PARTS = (
         SFT(all_hidden_share=0.35, num_untold=16),
         replace(_JOINT, optimizer_steps=2200, schedule_steps=2200),
         tags=TAGS,
+        spread_every=None,
+    ),
+    Part(
+        "balancing",
+        SFT(all_hidden_share=0.35),
+        replace(_CAPTIONED, optimizer_steps=2250, learning_rate=1.2e-3, warmup_steps=100, schedule_steps=6000),
+        tags=(*TAGS, "colors", "color_attr", "counting", "position"),
+        spread_every=6,
+    ),
+    Part(
+        "answering",
+        SFT(all_hidden_share=0.15),
+        replace(_JOINT, optimizer_steps=750, learning_rate=1.1e-3, warmup_steps=100, schedule_steps=4500),
+        tags=(*TAGS, "colors", "color_attr", "counting", "position"),
+        spread_every=None,
+    ),
+    Part(
+        "relating",
+        SFT(all_hidden_share=0.15, num_untold=6),
+        replace(_JOINT, optimizer_steps=2200, learning_rate=1.1e-3, warmup_steps=50),
+        tags=_TWO_THINGS,
+        spread_every=None,
+    ),
+    Part(
+        "ending",
+        SFT(all_hidden_share=0.15),
+        replace(_JOINT, optimizer_steps=2200, learning_rate=1e-3, warmup_steps=50, schedule_steps=2200),
+        tags=_TWO_THINGS,
         spread_every=None,
     ),
 )
