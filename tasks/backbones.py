@@ -234,8 +234,7 @@ openuni_tiny = BackboneCard(
     data="shapes",
     licence="Apache-2.0",
     understanding_is_frozen=True,
-    notes="Interim weights: 800 of 5000 updates of drawing, which hardly follow a caption yet. "
-    "Made by `segros train --method pretrain --backbone openuni-tiny`.",
+    notes="Pretrained on the embedded world by `segros train --method pretrain --backbone openuni-tiny`.",
 )
 
 show_o_256 = BackboneCard(
