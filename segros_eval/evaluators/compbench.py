@@ -128,7 +128,7 @@ class CompBench:
 
         return folder_prompts(root)
 
-    def read_folder(self, root: Path, world: World, data: Path | None) -> ImageFolder:
+    def read_folder(self, root: Path, world: World, data: Path | None, *, side_px: int | None = None) -> ImageFolder:
         """Read a folder in the official layout against the evaluation set; see `compbench_folder`.
 
         Raises:
@@ -136,7 +136,9 @@ class CompBench:
         """
         from segros_eval.evaluators.compbench_folder import read_compbench_folder
 
-        return read_compbench_folder(root, prompts=self.prompts(world, data), images_per_prompt=self.images_per_prompt)
+        return read_compbench_folder(
+            root, prompts=self.prompts(world, data), images_per_prompt=self.images_per_prompt, side_px=side_px
+        )
 
     def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
         """Let the judge score images.
