@@ -39,22 +39,23 @@ class MmdetDetector:
 
         Args:
             python: Interpreter of mmdet's environment.
-            checkpoint: The official weights.
+            checkpoint: The official weights, as published for mmdet 2.x or 3.x.
             colors: Names colours, as `PhotoDetector.grouped_colors`.
             config: Configuration's name in mmdet's model index, or its file.
 
         Raises:
-            PrerequisiteError: If it does not start.
+            PrerequisiteError: If it does not start, or the weights are missing or damaged.
         """
         self._colors = colors
         self.record: dict[str, Any] = {"detector": f"mmdet 3.x ({config})"}
-        self._process = subprocess.Popen(
-            [str(python), str(WORKER), config, str(checkpoint)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.record |= self._exchange({})
+        with tempfile.TemporaryDirectory() as folder:
+            self._process = subprocess.Popen(
+                [str(python), str(WORKER), config, str(_in_names_of_3x(checkpoint, Path(folder)))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            self.record |= self._exchange({})
 
     def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
         """Return the instances of each image.
@@ -143,6 +144,16 @@ class _Colors:
         from segros_eval.detector_colors import named_colors
 
         return named_colors(self.classifier, groups)
+
+
+def _in_names_of_3x(checkpoint: Path, folder: Path) -> Path:
+    """Write the weights of a checkpoint as mmdet 3.x names them; mmdet drops what it does not know, with a warning."""
+    import torch
+
+    from segros_eval.detector_weights import read_checkpoint, to_mmdet_3
+
+    torch.save({"state_dict": to_mmdet_3(read_checkpoint(checkpoint))}, folder / "weights.pth")
+    return folder / "weights.pth"
 
 
 def _detections(arrays: Any) -> list[Detection]:

@@ -24,6 +24,7 @@ def main(config: str, checkpoint: str) -> None:
     from mmdet.apis import DetInferencer
 
     inferencer: Any = DetInferencer(model=config, weights=checkpoint, device="cpu", show_progress=False)
+    _check(inferencer.model, torch.load(checkpoint, map_location="cpu")["state_dict"])
     for line in sys.stdin:
         message = json.loads(line)
         if message:
@@ -40,6 +41,21 @@ def _allow_missing_operations() -> None:
     from mmcv.utils import ext_loader
 
     ext_loader.load_ext = lambda name, functions: SimpleNamespace(**dict.fromkeys(functions))
+
+
+def _check(network: Any, state: dict[str, Any]) -> None:
+    """End with a message unless a checkpoint has every tensor of the network and no other; mmdet itself only warns."""
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    beside = {
+        name for name in shapes if name.endswith("relative_position_index") or name.startswith("panoptic_head.loss")
+    }
+    odd = sorted(
+        name
+        for name in (shapes.keys() | state.keys()) - beside
+        if name not in shapes or name not in state or shapes[name] != state[name].shape
+    )
+    if odd:
+        sys.exit(f"The checkpoint is not of this network: {len(odd)} tensors differ, e.g. {odd[0]}.")
 
 
 def _detect(inferencer: Any, message: dict[str, str]) -> None:

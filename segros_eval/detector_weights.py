@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from transformers import Mask2FormerConfig, Mask2FormerModel, SwinConfig
 
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["DetectorConfig", "DetectorNetwork", "from_mmdet", "load_network"]
+__all__ = ["DetectorConfig", "DetectorNetwork", "from_mmdet", "load_network", "read_checkpoint", "to_mmdet_3"]
 
 HF_GROUPS = 32
 
@@ -123,7 +123,7 @@ def load_network(path: Path, config: DetectorConfig = DetectorConfig()) -> Detec
         PrerequisiteError: If the file is missing, damaged or of another network.
     """
     network = DetectorNetwork(config).eval().requires_grad_(False)
-    state = from_mmdet(_read(path))
+    state = from_mmdet(read_checkpoint(path))
     wanted = network.state_dict()
     unset = {name for name in wanted if name.endswith("swin.layernorm.weight") or name.endswith("swin.layernorm.bias")}
     missing = sorted(wanted.keys() - state.keys() - unset)
@@ -139,20 +139,55 @@ def load_network(path: Path, config: DetectorConfig = DetectorConfig()) -> Detec
     return network
 
 
+def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
+    """Return the tensors of a checkpoint under their own names; nothing else that it names is built or run.
+
+    Args:
+        path: The `.pth` file as published, or a safetensors file of its state.
+
+    Raises:
+        PrerequisiteError: If the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise PrerequisiteError(
+            f"The detector's weights are missing: {path} does not exist. Get them with `segros data fetch geneval`."
+        )
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
+    except (RuntimeError, ValueError, EOFError, AttributeError, KeyError, pickle.UnpicklingError) as error:
+        raise PrerequisiteError(
+            f"{path} cannot be read: {error}. Fetch it again with `segros data fetch geneval`."
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
 def from_mmdet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of an mmdet checkpoint under our names and in our order.
 
     Args:
         state: Names of mmdet 2.x or 3.x.
     """
-    if not any(".attentions.0." in name for name in state):
-        state = {_as_2x(name): tensor for name, tensor in state.items()}
+    if not _has_names_of_2x(state):
+        state = {_substituted(name, _FROM_3X): tensor for name, tensor in state.items()}
     found: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if not name.endswith("relative_position_index") and name.startswith(("backbone.", "panoptic_head.")):
-            if not name.startswith("panoptic_head.loss"):
-                found.update(_renamed(name, tensor))
+    for name, tensor in _of_network(state).items():
+        found.update(_renamed(name, tensor))
     return found
+
+
+def to_mmdet_3(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the network's tensors of an mmdet checkpoint under the names of 3.x.
+
+    Args:
+        state: Names of mmdet 2.x or 3.x.
+    """
+    changes = _TO_3X if _has_names_of_2x(state) else ()
+    return {_substituted(name, changes): tensor for name, tensor in _of_network(state).items()}
 
 
 def _hf_config(config: DetectorConfig) -> Mask2FormerConfig:
@@ -203,25 +238,6 @@ def _group_norms(num_groups: int) -> Iterator[None]:
         yield
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise PrerequisiteError(
-            f"The detector's weights are missing: {path} does not exist. Get them with `segros data fetch geneval`."
-        )
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
-    except (RuntimeError, ValueError, EOFError, AttributeError, KeyError, pickle.UnpicklingError) as error:
-        raise PrerequisiteError(
-            f"{path} cannot be read: {error}. Fetch it again with `segros data fetch geneval`."
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-
-
 class _Inert(dict[Any, Any]):
     """Stand for an object of a library that need not be there: training records that lie beside the tensors."""
 
@@ -264,6 +280,12 @@ _FROM_3X = (
     (r"(transformer_decoder\.layers\.\d+)\.cross_attn\.", r"\1.attentions.0."),
     (r"(transformer_decoder\.layers\.\d+)\.self_attn\.", r"\1.attentions.1."),
     (r"((?:pixel_decoder\.encoder|transformer_decoder)\.layers\.\d+)\.ffn\.", r"\1.ffns.0."),
+)
+_TO_3X = (
+    (r"(pixel_decoder\.encoder\.layers\.\d+)\.attentions\.0\.", r"\1.self_attn."),
+    (r"(transformer_decoder\.layers\.\d+)\.attentions\.0\.", r"\1.cross_attn."),
+    (r"(transformer_decoder\.layers\.\d+)\.attentions\.1\.", r"\1.self_attn."),
+    (r"((?:pixel_decoder\.encoder|transformer_decoder)\.layers\.\d+)\.ffns\.0\.", r"\1.ffn."),
 )
 _NAMES = tuple(
     (re.compile(pattern), name)
@@ -311,8 +333,23 @@ _NAMES = tuple(
 )
 
 
-def _as_2x(name: str) -> str:
-    for pattern, replacement in _FROM_3X:
+def _has_names_of_2x(state: Mapping[str, Tensor]) -> bool:
+    return any(".attentions.0." in name for name in state)
+
+
+def _of_network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that the network computes with: no index tables, no weights of losses."""
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name.startswith(("backbone.", "panoptic_head."))
+        and not name.endswith("relative_position_index")
+        and not name.startswith("panoptic_head.loss")
+    }
+
+
+def _substituted(name: str, changes: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in changes:
         name = re.sub(pattern, replacement, name)
     return name
 

@@ -24,13 +24,14 @@ __all__ = [
     "FolderFault",
     "GridCell",
     "ImageFolder",
+    "WantedSize",
     "absent",
     "image_fault",
     "pictures_in",
     "read_response",
     "response_fault",
     "unscored",
-    "usual_size",
+    "wanted_size",
 ]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -78,6 +79,28 @@ class ImageFolder:
     paths: tuple[Any, ...] = ()
     unscored: tuple[Score, ...] = ()
     faults: tuple[FolderFault, ...] = ()
+
+
+@dataclass(frozen=True)
+class WantedSize:
+    """The size that every image of a folder must have.
+
+    Attributes:
+        size: Width and height; None where the images differ and none of their sizes is that of most.
+        is_given: Whether the user named it.
+    """
+
+    size: tuple[int, int] | None
+    is_given: bool = False
+
+    def fault(self, path: Path) -> str:
+        """Say how a readable image's size is wrong; empty where it is right."""
+        found = _size(path)
+        if self.size is None:
+            return f"{found}, and no size is that of most images; say which is meant with --side-px"
+        if found == self.size:
+            return ""
+        return f"{found}, {self.size} is asked for" if self.is_given else f"{found}, most others are {self.size}"
 
 
 @dataclass(frozen=True)
@@ -134,13 +157,18 @@ def pictures_in(root: Path) -> list[Path]:
     return found
 
 
-def usual_size(paths: Sequence[Path]) -> tuple[int, int] | None:
-    """Return the width and height that more than half of the readable pictures have, None where there is none."""
+def wanted_size(paths: Sequence[Path], side_px: int | None = None) -> WantedSize:
+    """Return the size that images must have: the one that is asked for, else that of more than half of the readable.
+
+    Args:
+        paths: The images of a folder.
+        side_px: Width and height that the user names.
+    """
+    if side_px is not None:
+        return WantedSize((side_px, side_px), is_given=True)
     sizes = Counter(size for size in map(_size, paths) if size is not None)
-    if not sizes:
-        return None
-    size, count = sizes.most_common(1)[0]
-    return size if 2 * count > sizes.total() else None
+    size, count = sizes.most_common(1)[0] if sizes else (None, 0)
+    return WantedSize(size if 2 * count > sizes.total() else None)
 
 
 def unscored(item_id: str, cluster_id: str, reason: str, *, group: str = "") -> Score:
@@ -162,23 +190,21 @@ def _size(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def image_fault(
-    path: Path, name: str, *, seen: dict[str, str], size: tuple[int, int] | None = None
-) -> FolderFault | None:
+def image_fault(path: Path, name: str, *, seen: dict[str, str], size: WantedSize) -> FolderFault | None:
     """Say what is wrong with an image file: unreadable, of another size, or a copy of another.
 
     Args:
         path: The file.
         name: How a fault shall call it.
         seen: Files by their content; this one is added.
-        size: Width and height it should have; None for any.
+        size: What it should have.
     """
     try:
         read_image(path)
     except UnreadableImageError as error:
         return FolderFault("unreadable image", name, str(error))
-    if size is not None and (found := _size(path)) != size:
-        return FolderFault("wrong size", name, f"{found}, most others are {size}")
+    if fault := size.fault(path):
+        return FolderFault("wrong size", name, fault)
     original = seen.setdefault(file_sha256(path), path.name)
     if original != path.name:
         return FolderFault("duplicate image", name, f"byte for byte {original}")

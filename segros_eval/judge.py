@@ -1,10 +1,10 @@
 """A vision language model as a judge, over the OpenAI-compatible protocol.
 
 Requests go out image by image: the first question about an image alone, the rest together once it is answered, so that
-a server that keeps prefixes encodes the image once; the image stands before the text. What failed for a moment is sent
-again, later each time. A reply is kept under all that determines it, and a kept reply is not asked for again, so a
-stopped run goes on where it was. Whether a reply obeys what was demanded is checked here, because servers are known to
-ignore demands they do not know.
+a server that keeps prefixes encodes the image once; the image stands before the text. Pictures are made ready ahead of
+their turn, so that a server does not wait for them. What failed for a moment is sent again, later each time. A reply is
+kept under all that determines it, and a kept reply is not asked for again, so a stopped run goes on where it was.
+Whether a reply obeys what was demanded is checked, because servers are known to ignore demands they do not know.
 
 A few fixed questions about painted pictures (canaries) are asked at the start and at the end of every run; a judge
 that answers them differently has changed under way.
@@ -28,17 +28,19 @@ from typing import Any, TypeVar
 
 from segros_eval.evaluators import JudgeReply, JudgeRequest
 from segros_eval.folders import GridCell
-from segros_eval.judge_pictures import CANARIES, Picture, canary_picture, encode
-from segros_eval.store import UnreadableImageError
+from segros_eval.judge_pictures import CANARIES, Picture, canary_picture, encoded
+from segros_eval.judge_replies import obeys, reply_text
 from segros_train.errors import PrerequisiteError
 from segros_train.files import append_jsonl, content_key, read_jsonl, segros_home
 
-__all__ = ["ENDPOINT", "JudgeClient", "JudgeSettings", "obeys", "open_judge"]
+__all__ = ["ENDPOINT", "JudgeClient", "JudgeSettings", "open_judge"]
 
 ENDPOINT = "SEGROS_JUDGE"
 """Environment variable that names an endpoint, e.g. `http://host:8000/v1`."""
 ENDPOINT_KEY = "SEGROS_JUDGE_KEY"
 SEED = 0
+ENCODERS = min(8, os.cpu_count() or 1)
+"""Pictures that are made ready at a time."""
 TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
 ABOUT_ACCESS = (401, 403, 404)
 
@@ -215,11 +217,9 @@ class JudgeClient:
 
     async def _ask(self, requests: Sequence[JudgeRequest]) -> list[JudgeReply]:
         """Send requests image by image, so many at a time as the settings allow."""
-        by_image: dict[Any, list[int]] = {}
-        for place, request in enumerate(requests):
-            named = isinstance(request.image, (Path, GridCell))
-            by_image.setdefault(request.image if named else id(request.image), []).append(place)
-        groups = iter(by_image.values())
+        groups = _by_image(requests)
+        to_encode, to_judge = iter(groups), iter(groups)
+        ready: asyncio.Queue[tuple[list[int], Picture | str]] = asyncio.Queue(self.settings.max_in_flight)
         slots = asyncio.Semaphore(self.settings.max_in_flight)
         replies: dict[int, JudgeReply] = {}
         under_way: dict[str, asyncio.Task[JudgeReply]] = {}
@@ -239,19 +239,24 @@ class JudgeClient:
                 under_way[address] = asyncio.create_task(new(picture, requests[place]))
             replies[place] = await under_way[address]
 
+        async def make_ready() -> None:
+            for places in to_encode:
+                await ready.put((places, await asyncio.to_thread(encoded, requests[places[0]].image)))
+
         async def work() -> None:
-            for places in groups:
-                try:
-                    picture = await asyncio.to_thread(encode, requests[places[0]].image)
-                except UnreadableImageError as error:
-                    replies.update({place: JudgeReply(None, str(error)) for place in places})
+            for _ in to_judge:
+                places, picture = await ready.get()
+                if isinstance(picture, str):
+                    replies.update({place: JudgeReply(None, picture) for place in places})
                     continue
                 await one(picture, places[0])
                 await asyncio.gather(*(one(picture, place) for place in places[1:]))
 
         try:
             async with asyncio.TaskGroup() as workers:
-                for _ in range(min(self.settings.max_in_flight, len(by_image))):
+                for _ in range(ENCODERS):
+                    workers.create_task(make_ready())
+                for _ in range(min(self.settings.max_in_flight, len(groups))):
                     workers.create_task(work())
         except* PrerequisiteError as errors:
             raise errors.exceptions[0] from None
@@ -268,7 +273,8 @@ class JudgeClient:
                 await asyncio.sleep(min(wait, self.settings.longest_wait_seconds))
             client = self._client
             try:
-                answer = await client.chat.completions.create(**self._body(picture, request))
+                # A plain dictionary: building the library's own objects would cost more than all the rest.
+                answer = await client.post("/chat/completions", body=self._body(picture, request), cast_to=object)
             except APIConnectionError as error:
                 reason = f"no connection: {error}"
                 await self._revive_after(client)
@@ -280,7 +286,7 @@ class JudgeClient:
                 if error.status_code in ABOUT_ACCESS:
                     raise PrerequisiteError(f"The judge {self.model} at {self.url} refuses: {reason}.") from error
                 return JudgeReply(None, reason)
-            text = answer.choices[0].message.content if answer.choices else None
+            text = reply_text(answer)
             if text is None:
                 return JudgeReply(None, "the reply holds no text")
             if fault := obeys(text, request):
@@ -310,7 +316,7 @@ class JudgeClient:
             demand = {"name": "reply", "schema": json.loads(request.schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": demand}
         if request.choices and self.engine.startswith("vllm"):
-            body["extra_body"] = {"structured_outputs": {"choice": list(request.choices)}}
+            body["structured_outputs"] = {"choice": list(request.choices)}
         return body
 
     def _address(self, picture: Picture, request: JudgeRequest) -> str:
@@ -321,20 +327,6 @@ class JudgeClient:
         self._kept[address] = text
         if self._cache is not None:
             append_jsonl(self._cache, {"key": address, "text": text})
-
-
-def obeys(text: str, request: JudgeRequest) -> str:
-    """Say how a reply breaks what its request demands; empty where it does not."""
-    if request.choices and text not in request.choices:
-        return f"the reply is none of {', '.join(request.choices)}: {text[:80]!r}"
-    if request.schema is None:
-        return ""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return f"the reply is no JSON: {text[:80]!r}"
-    fault = _breach(value, json.loads(request.schema))
-    return f"the reply breaks its schema: {fault}" if fault else ""
 
 
 def open_judge(model: str, *, revision: str = "", log: Path | None = None) -> JudgeClient:
@@ -370,27 +362,17 @@ def open_judge(model: str, *, revision: str = "", log: Path | None = None) -> Ju
     return client
 
 
+def _by_image(requests: Sequence[JudgeRequest]) -> list[list[int]]:
+    """Return the places of the requests about each image, images in the order in which they come first."""
+    found: dict[Any, list[int]] = {}
+    for place, request in enumerate(requests):
+        named = isinstance(request.image, (Path, GridCell))
+        found.setdefault(request.image if named else id(request.image), []).append(place)
+    return list(found.values())
+
+
 def _kept(cache: Path | None) -> dict[str, str]:
     if cache is None:
         return {}
     records = (record for record in read_jsonl(cache) if isinstance(record, dict) and {"key", "text"} <= record.keys())
     return {record["key"]: record["text"] for record in records}
-
-
-_JSON_TYPES: Mapping[str, type] = {"object": dict, "string": str, "integer": int}
-
-
-def _breach(value: Any, schema: Mapping[str, Any]) -> str:
-    """Say how a value breaks a schema of objects, whole numbers and texts; empty where it does not."""
-    wanted = _JSON_TYPES[schema["type"]]
-    is_wanted = isinstance(value, wanted) and not isinstance(value, bool)
-    if not is_wanted:
-        return f"{value!r} is no {schema['type']}"
-    if wanted is int and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
-        return f"{value} is not within {schema.get('minimum')} to {schema.get('maximum')}"
-    if wanted is not dict:
-        return ""
-    if lacking := [name for name in schema.get("required", ()) if name not in value]:
-        return f"it lacks {', '.join(lacking)}"
-    known = schema.get("properties", {})
-    return next((fault for name in known if name in value and (fault := _breach(value[name], known[name]))), "")

@@ -15,9 +15,9 @@ from PIL import Image
 
 from segros_eval.evaluators import JudgeRequest
 from segros_eval.folders import read_response
-from segros_eval.store import UnreadableImageError
+from segros_eval.store import UNREADABLE, UnreadableImageError
 
-__all__ = ["CANARIES", "Picture", "canary_picture", "encode"]
+__all__ = ["CANARIES", "Picture", "canary_picture", "encode", "encoded"]
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,41 @@ def encode(source: Any) -> Picture:
     Raises:
         UnreadableImageError: If it cannot be read.
     """
+    if isinstance(source, Path) and source.suffix == ".png" and (stored := _stored(source)) is not None:
+        return stored
     image = read_response(source)
     if isinstance(image, str):
         raise UnreadableImageError(image)
-    digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-    return Picture(digest, f"data:image/png;base64,{base64.b64encode(_png(source, image)).decode()}")
-
-
-def _png(source: Any, image: Image.Image) -> bytes:
-    """Return a file's own bytes where they are a plain PNG of these pixels, else the pixels as one."""
-    if isinstance(source, Path) and source.suffix == ".png":
-        with Image.open(source) as stored:
-            if stored.format == "PNG" and stored.mode == "RGB" and not stored.getexif():
-                return source.read_bytes()
     stream = io.BytesIO()
     image.save(stream, format="PNG", compress_level=1)
-    return stream.getvalue()
+    return _picture(image, stream.getvalue())
+
+
+def encoded(source: Any) -> Picture | str:
+    """Return a picture made ready as by `encode`, or why it cannot be read."""
+    try:
+        return encode(source)
+    except UnreadableImageError as error:
+        return str(error)
+
+
+def _stored(path: Path) -> Picture | None:
+    """Return the picture of a plain PNG file, whose own bytes are sent; None where the file is another, or broken."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            # Whether there is EXIF is known once all is read; asked before, the pixels would be decoded twice.
+            image.load()
+            is_plain = image.format == "PNG" and image.mode == "RGB" and not image.getexif()
+            return _picture(image, content) if is_plain else None
+    except UNREADABLE:
+        return None
+
+
+def _picture(image: Image.Image, content: bytes) -> Picture:
+    digest = hashlib.sha256(f"{image.size}".encode())
+    digest.update(image.tobytes())
+    return Picture(digest.hexdigest(), f"data:image/png;base64,{base64.b64encode(content).decode()}")
 
 
 _SCORES = tuple(str(score) for score in range(11))

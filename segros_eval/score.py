@@ -136,6 +136,7 @@ def score_folder(
     tools: Tools,
     world: World = "photo",
     data: Path | None = None,
+    side_px: int | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> FolderScore:
     """Score a folder of images in the benchmark's official layout.
@@ -146,6 +147,7 @@ def score_folder(
         tools: What the evaluation needs to score images of this world.
         world: Whose prompts the folder should hold.
         data: Folder of the benchmark's official files, for photographs.
+        side_px: Width and height that images must have, of a grid each cell; None for those of most images.
         advance: Told how many images have been scored, as they are.
 
     Raises:
@@ -157,7 +159,7 @@ def score_folder(
             f"Cannot score {folder}: {task.title} needs a detector, and there was none for photographs. "
             "Open one with segros_eval.toolbox.open_tools."
         )
-    found: ImageFolder = _layout(task).read_folder(folder, world, data)
+    found: ImageFolder = _layout(task).read_folder(folder, world, data, side_px=side_px)
     scores = [*_scored(evaluator, found, tools, advance), *found.unscored]
     result = summarise(
         task,

@@ -47,6 +47,18 @@ class UnreadableImageError(Exception):
     """Say that a file is no whole image."""
 
 
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for files that are damaged, or no images."""
+
+
 def read_image(source: Path | Image.Image) -> Image.Image:
     """Read an image whole, as RGB with its EXIF rotation applied.
 
@@ -63,15 +75,7 @@ def read_image(source: Path | Image.Image) -> Image.Image:
             return _decoded(image)
     except FileNotFoundError as error:
         raise UnreadableImageError(f"{source} does not exist") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except UNREADABLE as error:
         name = getattr(source, "filename", "") if isinstance(source, Image.Image) else source
         raise UnreadableImageError(f"{name or 'the image'} cannot be read: {error}") from error
 

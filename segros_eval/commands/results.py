@@ -30,6 +30,10 @@ def score(
     world: Annotated[
         str | None, typer.Option("--world", help="photo or shapes; told by the folder's prompts if left out.")
     ] = None,
+    side_px: Annotated[
+        int | None,
+        typer.Option("--side-px", min=1, help="Size that images must have, in a grid each cell; else that of most."),
+    ] = None,
     max_unscored: MaxUnscored = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
 ) -> None:
@@ -47,7 +51,7 @@ def score(
     data = segros_home() / "data" / task.data if task.data and shown == "photo" else None
     with closing(open_tools(task, shown)) as tools:
         with RichListener().phase(f"score  {task.name}: {images}", count_images(images)) as tell:
-            scored = score_folder(task, images, tools=tools, world=shown, data=data, advance=tell)
+            scored = score_folder(task, images, tools=tools, world=shown, data=data, side_px=side_px, advance=tell)
     for fault in scored.faults:
         err().print(f"{fault.kind}  {fault.item}: {fault.detail}", soft_wrap=True, markup=False)
     if as_json:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from segros_eval.evaluators import Interval, JudgeReply, JudgeRequest, Sample, Score, Tools, World
+from segros_eval.evaluators import Interval, Judge, JudgeReply, JudgeRequest, Sample, Score, Tools, World
 from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class CompBench:
 
         return folder_prompts(root)
 
-    def read_folder(self, root: Path, world: World, data: Path | None) -> ImageFolder:
+    def read_folder(self, root: Path, world: World, data: Path | None, *, side_px: int | None = None) -> ImageFolder:
         """Read a folder in the official layout against the evaluation set; see `compbench_folder`.
 
         Raises:
@@ -136,7 +136,9 @@ class CompBench:
         """
         from segros_eval.evaluators.compbench_folder import read_compbench_folder
 
-        return read_compbench_folder(root, prompts=self.prompts(world, data), images_per_prompt=self.images_per_prompt)
+        return read_compbench_folder(
+            root, prompts=self.prompts(world, data), images_per_prompt=self.images_per_prompt, side_px=side_px
+        )
 
     def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
         """Let the judge score images.
@@ -216,7 +218,6 @@ class CompBench:
         from segros_eval.evaluators.compbench_rules import (
             SCORE_SCHEMA,
             describe_text,
-            parse_json_score,
             product_score,
             rubric_texts,
         )
@@ -238,15 +239,27 @@ class CompBench:
                 )
                 owners.append(place)
         replies: dict[int, list[JudgeReply]] = {}
-        for place, reply in zip(owners, tools.judge.ask(requests), strict=True):
+        marks: dict[int, list[int]] = {}
+        for place, (reply, mark) in zip(owners, _marked(tools.judge, requests), strict=True):
             replies.setdefault(place, []).append(reply)
+            marks.setdefault(place, []).extend([] if mark is None else [mark])
         scores = []
         for place, (sample, _) in enumerate(good):
-            given = replies.get(place, [told[place]])
-            marks = [parse_json_score(reply.text or "") for reply in given]
-            whole = [mark for mark in marks if mark is not None]
-            scores.append(_judged(sample, given, product_score(whole) if len(whole) == len(marks) else None))
+            given, whole = replies.get(place, [told[place]]), marks.get(place, [])
+            scores.append(_judged(sample, given, product_score(whole) if len(whole) == len(given) else None))
         return scores
+
+
+def _marked(judge: Judge, requests: Sequence[JudgeRequest]) -> list[tuple[JudgeReply, int | None]]:
+    """Ask for scores in the demanded form, and once more as free text where a reply is not in it."""
+    from segros_eval.evaluators.compbench_rules import parse_free_score, parse_json_score
+
+    marked = [(reply, parse_json_score(reply.text or "")) for reply in judge.ask(requests)]
+    unread = [place for place, (_, mark) in enumerate(marked) if mark is None]
+    freely = judge.ask([replace(requests[place], schema=None) for place in unread]) if unread else []
+    for place, reply in zip(unread, freely, strict=True):
+        marked[place] = (reply, parse_free_score(reply.text or ""))
+    return marked
 
 
 def _judged(sample: Sample, replies: Sequence[JudgeReply], mark: float | None) -> Score:

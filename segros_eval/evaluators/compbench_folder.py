@@ -17,7 +17,7 @@ from typing import Any
 
 from segros_eval.evaluators import Sample, Score
 from segros_eval.evaluators.compbench_rules import group_of
-from segros_eval.folders import PICTURES, FolderFault, ImageFolder, absent, image_fault, unscored, usual_size
+from segros_eval.folders import PICTURES, FolderFault, ImageFolder, absent, image_fault, unscored, wanted_size
 from segros_train.errors import PrerequisiteError
 
 __all__ = ["folder_prompts", "read_compbench_folder"]
@@ -32,13 +32,16 @@ def folder_prompts(root: Path) -> Iterator[str]:
     yield from dict.fromkeys(_prompt(path) for path in _pictures(root))
 
 
-def read_compbench_folder(root: Path, *, prompts: Sequence[Mapping[str, Any]], images_per_prompt: int) -> ImageFolder:
+def read_compbench_folder(
+    root: Path, *, prompts: Sequence[Mapping[str, Any]], images_per_prompt: int, side_px: int | None = None
+) -> ImageFolder:
     """Read a folder and name everything that is wrong with it.
 
     Args:
         root: The folder.
         prompts: Rows of the evaluation set.
         images_per_prompt: Images that each prompt should have; more are scored too.
+        side_px: Width and height that images must have; None for those of most.
 
     Raises:
         PrerequisiteError: If the folder holds no picture.
@@ -46,7 +49,7 @@ def read_compbench_folder(root: Path, *, prompts: Sequence[Mapping[str, Any]], i
     files: dict[str, list[Path]] = {}
     for path in _pictures(root):
         files.setdefault(_prompt(path), []).append(path)
-    size = usual_size([path for paths in files.values() for path in paths])
+    size = wanted_size([path for paths in files.values() for path in paths], side_px)
     seen: dict[str, str] = {}
     broken: dict[Path, FolderFault] = {}
     for path in (path for paths in files.values() for path in paths):

@@ -22,6 +22,7 @@ __all__ = [
     "describe_text",
     "group_of",
     "noun_chunks",
+    "parse_free_score",
     "parse_json_score",
     "parse_srum",
     "product_score",
@@ -170,6 +171,12 @@ def parse_json_score(reply: str) -> int | None:
     if not isinstance(score, int) or isinstance(score, bool) or not isinstance(value.get("explanation"), str):
         return None
     return score if 0 <= score <= 100 else None
+
+
+def parse_free_score(reply: str) -> int | None:
+    """Read the score of a free reply to `compbench-mllm-v1`; None where it finds none of 0 to 100."""
+    score = parse_srum(reply)
+    return score if score is not None and 0 <= score <= 100 else None
 
 
 def describe_text(category: str) -> str:

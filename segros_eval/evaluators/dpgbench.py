@@ -136,7 +136,7 @@ class DPGBench:
 
         return folder_items(root)
 
-    def read_folder(self, root: Path, world: World, data: Path | None) -> ImageFolder:
+    def read_folder(self, root: Path, world: World, data: Path | None, *, side_px: int | None = None) -> ImageFolder:
         """Read a folder in one of the official layouts against the evaluation set; see `dpgbench_folder`.
 
         Raises:
@@ -149,6 +149,7 @@ class DPGBench:
             prompts=self.prompts(world, data),
             images_per_prompt=self.images_per_prompt,
             layout=self.layout,
+            side_px=side_px,
         )
 
     def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:

@@ -3,7 +3,8 @@
     <root>/<item>.png        a 2x2 grid (ELLA), read top left, top right, bottom left, bottom right
     <root>/<item>_<k>.jpg    one picture a file (RecA); any extension of a picture
 
-No item id holds an underscore. A grid's cells are the halves of its own sides, whatever resolution it was made at.
+No item id holds an underscore. A grid's cells are the halves of its own sides; grids must be of one size, and single
+pictures of one, which may be named.
 
 Source: TencentQQGYLab/ELLA@3c228f1, dpg_bench/compute_dpg_bench.py; RecA@b250aa1, Benchmark/dpgbench.
 """
@@ -25,7 +26,7 @@ from segros_eval.folders import (
     image_fault,
     pictures_in,
     unscored,
-    usual_size,
+    wanted_size,
 )
 
 __all__ = ["folder_items", "read_dpgbench_folder"]
@@ -44,7 +45,12 @@ def folder_items(root: Path) -> Iterator[str]:
 
 
 def read_dpgbench_folder(
-    root: Path, *, prompts: Sequence[Mapping[str, Any]], images_per_prompt: int, layout: Layout = "auto"
+    root: Path,
+    *,
+    prompts: Sequence[Mapping[str, Any]],
+    images_per_prompt: int,
+    layout: Layout = "auto",
+    side_px: int | None = None,
 ) -> ImageFolder:
     """Read a folder and name everything that is wrong with it.
 
@@ -53,6 +59,7 @@ def read_dpgbench_folder(
         prompts: Records of the evaluation set.
         images_per_prompt: Images that each prompt should have; of a grid the first of its four cells.
         layout: See `DPGBench.layout`.
+        side_px: Width and height that pictures must have, cells of grids among them; None for those of most.
 
     Raises:
         PrerequisiteError: If the folder holds no picture.
@@ -61,7 +68,7 @@ def read_dpgbench_folder(
     for path in pictures_in(root):
         files.setdefault(_item(path), []).append(path)
     awaited = {record["item_id"]: record for record in prompts}
-    found = _Found(usual_size([path for paths in files.values() for path in paths]), images_per_prompt, layout)
+    found = _Found([path for paths in files.values() for path in paths], images_per_prompt, layout, side_px)
     for item, record in awaited.items():
         found.take(record, files.get(item, []))
     for item, paths in files.items():
@@ -73,8 +80,11 @@ def read_dpgbench_folder(
 class _Found:
     """Collect what a folder holds, prompt by prompt."""
 
-    def __init__(self, size: tuple[int, int] | None, images_per_prompt: int, layout: Layout) -> None:
-        self.size, self.images_per_prompt, self.layout = size, images_per_prompt, layout
+    def __init__(self, paths: Sequence[Path], images_per_prompt: int, layout: Layout, side_px: int | None) -> None:
+        self.images_per_prompt, self.layout = images_per_prompt, layout
+        grids = [path for path in paths if self._is_grid(path)]
+        self.grid_size = wanted_size(grids, None if side_px is None else 2 * side_px)
+        self.size = wanted_size([path for path in paths if not self._is_grid(path)], side_px)
         self.samples: list[Sample] = []
         self.paths: list[Any] = []
         self.unscored: list[Score] = []
@@ -88,7 +98,8 @@ class _Found:
         for path in paths:
             cells = self._cells(path)
             num_found += len(cells)
-            fault = image_fault(path, path.name, seen=seen, size=self.size) or _uneven(path, cells)
+            size = self.grid_size if self._is_grid(path) else self.size
+            fault = image_fault(path, path.name, seen=seen, size=size) or _uneven(path, cells)
             if fault is not None:
                 self.faults.append(fault)
             for cell in cells:
@@ -111,8 +122,11 @@ class _Found:
         self.faults += [FolderFault("foreign prompt", path.name, detail) for path in paths]
         self.unscored += [unscored(f"file-{path.name}", item, f"foreign prompt: {detail}") for path in paths]
 
+    def _is_grid(self, path: Path) -> bool:
+        return self.layout == "grid" or (self.layout == "auto" and "_" not in path.stem)
+
     def _cells(self, path: Path) -> list[Any]:
-        if self.layout == "files" or (self.layout == "auto" and "_" in path.stem):
+        if not self._is_grid(path):
             return [path]
         return [GridCell(path, index) for index in range(min(CELLS, self.images_per_prompt))]
 

@@ -154,7 +154,7 @@ class GenEval:
 
         return folder_prompts(root)
 
-    def read_folder(self, root: Path, world: World, data: Path | None) -> ImageFolder:
+    def read_folder(self, root: Path, world: World, data: Path | None, *, side_px: int | None = None) -> ImageFolder:
         """Read a folder in the official layout against the evaluation set; see `geneval_folder`.
 
         Raises:
@@ -162,7 +162,9 @@ class GenEval:
         """
         from segros_eval.evaluators.geneval_folder import read_geneval_folder
 
-        return read_geneval_folder(root, prompts=self.prompts(world, data), images_per_prompt=self.images_per_prompt)
+        return read_geneval_folder(
+            root, prompts=self.prompts(world, data), images_per_prompt=self.images_per_prompt, side_px=side_px
+        )
 
     def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
         """Judge images, a few at a time.

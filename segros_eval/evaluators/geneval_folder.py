@@ -4,8 +4,9 @@
     <root>/00000/samples/00000.png     any name of digits
 
 The official scorer takes whatever it finds, so that a folder with missing prompts, too few images, broken
-files or one image copied four times gives a number like any other. Here each such fault is named, and what
-it touches is unscored. Which prompt a folder is about is read from its record, never from its name.
+files, images of several sizes or one image copied four times gives a number like any other. Here each such
+fault is named, and what it touches is unscored. Which prompt a folder is about is read from its record, never
+from its name.
 
 Source: djghosh13/geneval@af4902f (generation/diffusers_generate.py, evaluation/evaluate_images.py).
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from segros_eval.evaluators import Sample, Score
-from segros_eval.folders import FolderFault, ImageFolder, image_fault
+from segros_eval.folders import FolderFault, ImageFolder, WantedSize, image_fault, wanted_size
 from segros_train.errors import PrerequisiteError
 from segros_train.files import content_key, replace_file, write_text
 
@@ -37,7 +38,9 @@ _IMAGE_NAME = re.compile(r"^\d+\.png$")
 _RECORD_FILE = "metadata.jsonl"
 
 
-def read_geneval_folder(root: Path, *, prompts: Sequence[Mapping[str, Any]], images_per_prompt: int) -> ImageFolder:
+def read_geneval_folder(
+    root: Path, *, prompts: Sequence[Mapping[str, Any]], images_per_prompt: int, side_px: int | None = None
+) -> ImageFolder:
     """Read a folder in the official layout and name everything that is wrong with it.
 
     Prompts are known by their records: items are numbered as in the evaluation set, whatever a folder is called.
@@ -46,11 +49,13 @@ def read_geneval_folder(root: Path, *, prompts: Sequence[Mapping[str, Any]], ima
         root: The folder.
         prompts: Records of the evaluation set.
         images_per_prompt: Images that each prompt should have; more are scored too.
+        side_px: Width and height that images must have; None for those of most.
 
     Raises:
         PrerequisiteError: If there is no folder of a prompt at all.
     """
     directories = _prompt_directories(root)
+    size = wanted_size([path for directory in directories for path in _images(directory)], side_px)
     awaited = {content_key(record): f"{index:05d}" for index, record in enumerate(prompts)}
     parts = []
     for directory in directories:
@@ -61,7 +66,9 @@ def read_geneval_folder(root: Path, *, prompts: Sequence[Mapping[str, Any]], ima
         elif (prompt_id := awaited.pop(content_key(record), None)) is None:
             parts.append(_foreign(directory, record))
         else:
-            parts.append(_prompt(directory, record, prompt_id=prompt_id, images_per_prompt=images_per_prompt))
+            parts.append(
+                _prompt(directory, record, prompt_id=prompt_id, images_per_prompt=images_per_prompt, size=size)
+            )
     missing = set(awaited.values())
     parts += [
         _missing_prompt(record, f"{index:05d}", images_per_prompt)
@@ -157,7 +164,9 @@ def _images(directory: Path) -> list[Path]:
     return sorted(path for path in samples.iterdir() if _IMAGE_NAME.match(path.name)) if samples.is_dir() else []
 
 
-def _prompt(directory: Path, record: Mapping[str, Any], *, prompt_id: str, images_per_prompt: int) -> ImageFolder:
+def _prompt(
+    directory: Path, record: Mapping[str, Any], *, prompt_id: str, images_per_prompt: int, size: WantedSize
+) -> ImageFolder:
     """Read the images of one prompt of the evaluation set."""
     good: dict[Path, Sample] = {}
     unscored, faults = [], []
@@ -165,7 +174,7 @@ def _prompt(directory: Path, record: Mapping[str, Any], *, prompt_id: str, image
     images = _images(directory)
     for path in images:
         item_id = f"{prompt_id}/{path.stem}"
-        fault = image_fault(path, f"{path.parent.parent.name}/samples/{path.name}", seen=first)
+        fault = image_fault(path, f"{path.parent.parent.name}/samples/{path.name}", seen=first, size=size)
         if fault is None:
             good[path] = Sample(item_id, prompt_id, "image", record["prompt"], metadata=record)
         else:

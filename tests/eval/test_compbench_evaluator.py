@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,52 @@ def test_of_several_noun_phrases_one_unread_reply_leaves_the_image_unscored() ->
     assert score.value is None and "unparsed" in score.reason
 
 
+def second_turns(judge: Says) -> list[JudgeRequest]:
+    return [request for request in judge.asked if len(request.turns) == 2]
+
+
+@pytest.mark.parametrize(
+    ("free", "value"),
+    [
+        ('Sure: {"score": 40, "explanation": "so so"}', 0.4),
+        ('{"score": 85, "explanation": "cut of', 0.85),
+        ("a score of 80", None),
+        ('{"score": 850, "explanation": ""}', None),
+    ],
+)
+def test_a_reply_that_breaks_its_form_is_asked_for_once_more_as_free_text(free: str, value: float | None) -> None:
+    def rule(request: JudgeRequest) -> str:
+        if len(request.turns) == 1:
+            return "A disk."
+        return free if request.schema is None else "no form"
+
+    judge = Says(rule)
+    (score,) = CompBench(rules="compbench-mllm-v1").score([sample(1, "spatial")], [PICTURE], Tools(judge=judge))
+    first, second = second_turns(judge)
+    assert first.schema is not None and second == replace(first, schema=None)
+    assert score.raw == {"replies": [free]} and score.value == value
+    assert score.status == ("scored" if value is not None else "unscored")
+    assert ("unparsed reply" in score.reason) == (value is None)
+
+
+def test_only_the_noun_phrase_whose_reply_cannot_be_read_is_asked_for_again() -> None:
+    def rule(request: JudgeRequest) -> str:
+        good = len(request.turns) == 1 or "red disk" in request.turns[1] or request.schema is None
+        return json.dumps({"score": 50, "explanation": ""}) if good else "no"
+
+    judge = Says(rule)
+    samples = [sample(1, "color", "a red disk and a blue square")]
+    (score,) = CompBench(rules="compbench-mllm-v1").score(samples, [PICTURE], Tools(judge=judge))
+    assert score.value == pytest.approx(0.25)
+    assert ["blue square" in request.turns[1] for request in second_turns(judge)] == [False, True, True]
+
+
+def test_the_default_protocol_asks_once_because_upstream_does() -> None:
+    judge = Says(lambda _: "I cannot say.")
+    (score,) = CompBench().score([sample(1, "color")], [PICTURE], Tools(judge=judge))
+    assert len(judge.asked) == 1 and score.value is None
+
+
 @pytest.mark.parametrize(
     ("prompt", "chunks"),
     [
@@ -224,6 +271,20 @@ def test_rows_of_one_prompt_share_its_pictures_and_faults_are_named(tmp_path: Pa
         "foreign prompt": 1,
     }
     assert len(found.unscored) == 4
+
+
+def test_a_picture_of_another_size_than_is_asked_for_is_unscored(tmp_path: Path) -> None:
+    for number, side in ((1, 8), (2, 9)):
+        Image.new("RGB", (side, side), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    prompts = [row(1, "color", "a red disk"), row(2, "color", "a blue disk")]
+
+    def wrong(side_px: int | None) -> list[str]:
+        found = read_compbench_folder(tmp_path, prompts=prompts, images_per_prompt=1, side_px=side_px)
+        assert len(found.samples) + len(found.unscored) == 2
+        return [fault.item for fault in found.faults if fault.kind == "wrong size"]
+
+    assert wrong(8) == ["2.png"] and wrong(9) == ["1.png"]
+    assert wrong(None) == ["1.png", "2.png"], "no size is that of most"
 
 
 def test_every_prompt_of_the_embedded_world_is_understood_by_its_reader() -> None:

@@ -206,6 +206,21 @@ def test_a_grid_that_cannot_be_halved_is_of_a_wrong_size(tmp_path: Path) -> None
     assert faults(tmp_path) == [("wrong size", "x.png"), ("wrong size", "y.png")]
 
 
+def test_a_grid_whose_cells_are_not_of_the_size_that_is_asked_for_is_of_a_wrong_size(tmp_path: Path) -> None:
+    write(tmp_path, "x.png", size=(16, 16))
+    write(tmp_path, "y.png", size=(32, 16), shade=1)
+    assert faults(tmp_path, side_px=8) == [("wrong size", "y.png")]
+    assert faults(tmp_path, side_px=16) == [("wrong size", "x.png"), ("wrong size", "y.png")]
+
+
+def test_grids_and_single_pictures_are_measured_each_by_their_own_kind(tmp_path: Path) -> None:
+    write(tmp_path, "x.png", size=(32, 32))
+    for number in range(4):
+        write(tmp_path, f"y_{number}.png", size=(16, 16), shade=number)
+    assert faults(tmp_path) == [] and faults(tmp_path, side_px=16) == []
+    assert [item for _, item in faults(tmp_path, side_px=32)] == ["x.png", *(f"y_{n}.png" for n in range(4))]
+
+
 def test_too_few_pictures_of_a_prompt_are_counted(tmp_path: Path) -> None:
     write(tmp_path, "x_0.png")
     write(tmp_path, "y_0.png", shade=3)

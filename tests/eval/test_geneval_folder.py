@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from segros_eval.evaluators import EvalTask, Sample, Score, Tools
 from segros_eval.evaluators.geneval import TAGS, GenEval
@@ -108,6 +109,36 @@ def test_a_broken_image_is_named_and_unscored(folder: Path, damage: str) -> None
     (fault,) = score_folder(TASK, folder, tools=TOOLS, world="shapes").faults
     assert (fault.kind, fault.item) == ("unreadable image", "00003/samples/00002.png")
     assert list(unscored(folder)) == ["00003/00002"]
+
+
+def resized(path: Path, size: tuple[int, int]) -> None:
+    with Image.open(path) as image:
+        image.resize(size).save(path)
+
+
+def test_an_image_of_another_size_than_most_is_named_and_unscored(folder: Path) -> None:
+    resized(folder / "00003" / "samples" / "00002.png", (64, 80))
+    (fault,) = score_folder(TASK, folder, tools=TOOLS, world="shapes").faults
+    assert (fault.kind, fault.item) == ("wrong size", "00003/samples/00002.png")
+    assert "(64, 80)" in fault.detail
+    assert list(unscored(folder)) == ["00003/00002"]
+
+
+def test_images_of_another_size_than_is_asked_for_are_unscored_though_all_are_alike(folder: Path) -> None:
+    with Image.open(folder / "00000" / "samples" / "00000.png") as image:
+        side = image.width
+    found = [score_folder(TASK, folder, tools=TOOLS, world="shapes", side_px=px) for px in (side, side + 1)]
+    assert [one.result.num_unscored for one in found] == [0, 36]
+    assert {fault.kind for fault in found[1].faults} == {"wrong size"}
+
+
+def test_where_no_size_is_that_of_most_images_none_is_scored_and_the_option_is_named(folder: Path) -> None:
+    paths = sorted(folder.rglob("*.png"))
+    for path in paths[: len(paths) // 2]:
+        resized(path, (64, 64))
+    found = score_folder(TASK, folder, tools=TOOLS, world="shapes")
+    assert [fault.kind for fault in found.faults] == ["wrong size"] * 36 and "--side-px" in found.faults[0].detail
+    assert (found.result.num_samples, found.result.num_unscored) == (0, 36)
 
 
 def test_a_copy_of_an_image_counts_once(folder: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from segros_eval import judge as judge_module
 from segros_eval.evaluators import JudgeRequest
 from segros_eval.evaluators.compbench_rules import SCORE_SCHEMA
 from segros_eval.judge import JudgeClient, JudgeSettings, open_judge
+from segros_eval.judge_pictures import encoded
 from segros_train.errors import PrerequisiteError
 
 FAST = JudgeSettings(max_in_flight=8, max_attempts=4, first_wait_seconds=0.01, longest_wait_seconds=0.02)
@@ -252,6 +255,59 @@ def test_the_first_question_about_an_image_is_answered_before_the_rest_are_asked
         judge.close()
     assert seen[0][1] == 1 and seen[1][1] == 1, "the second waits for the first"
     assert max(number for _, number in seen) > 1, "the rest go together"
+
+
+def sent(stub: Stub) -> list[bytes]:
+    uris = (body["messages"][0]["content"][0]["image_url"]["url"] for body in stub.bodies)
+    return [base64.b64decode(uri.partition(",")[2]) for uri in uris]
+
+
+def test_the_bytes_of_a_plain_png_are_sent_as_they_are_and_those_of_another_upright(
+    picture: Image.Image, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "plain.png")
+    picture.save(tmp_path / "turned.png", exif=exif)
+    with Stub(say("seen")) as stub:
+        judge = client(stub)
+        judge.ask([request(tmp_path / "plain.png")])
+        judge.ask([request(tmp_path / "turned.png")])
+        judge.close()
+    plain, turned = sent(stub)
+    assert plain == (tmp_path / "plain.png").read_bytes()
+    assert Image.open(io.BytesIO(turned)).size == (8, 12)
+
+
+def test_a_picture_is_made_ready_once_for_all_questions_about_it(
+    picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_made = []
+    monkeypatch.setattr(judge_module, "encoded", lambda source: num_made.append(1) or encoded(source))
+    with Stub(say("so")) as stub:
+        judge = client(stub)
+        judge.ask([request(picture, f"Question {number}?") for number in range(5)])
+        judge.close()
+    assert len(num_made) == 1 and len(stub.bodies) == 5
+
+
+def test_the_next_picture_is_made_ready_while_one_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in range(3)]
+    made: list[Any] = []
+    second = threading.Event()
+
+    def told(source: Any) -> Any:
+        made.append(source)
+        if len(made) == 2:
+            second.set()
+        return encoded(source)
+
+    monkeypatch.setattr(judge_module, "encoded", told)
+    with Stub(lambda body: (200, "ahead" if second.wait(20) else "late")) as stub:
+        judge = JudgeClient(stub.url, model="tiny", settings=replace(FAST, max_in_flight=1))
+        replies = judge.ask([request(one) for one in pictures])
+        judge.close()
+    assert [reply.text for reply in replies] == ["ahead"] * 3
 
 
 def test_a_judge_that_changes_between_start_and_end_is_an_error() -> None:

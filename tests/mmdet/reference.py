@@ -1,13 +1,13 @@
-"""Run mmdet's own Mask2Former on a prepared tensor; run inside mmdet's environment.
+"""Run mmdet's own Mask2Former; run inside mmdet's environment.
 
-`python reference.py CONFIG WEIGHTS PIXELS RESULT`: sizes as the golden set's config.json, weights under mmdet 2.x
-names, pixels as a safetensors file, logits of classes and masks out. On a CPU mmcv needs no compiled operations.
+`python reference.py weights CHECKPOINT` writes random weights of the official configuration, as a checkpoint of mmdet
+3.x. `python reference.py logits SIZES CHECKPOINT PIXELS RESULT` runs the network on a prepared tensor: sizes as the
+golden set's config.json, or `-` for the official ones; pixels as a safetensors file, logits of classes and masks out.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,119 +16,93 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-
-def without_compiled_operations() -> None:
-    """Let mmcv be imported without its compiled part; whatever calls it fails."""
-    from mmcv.utils import ext_loader
-
-    ext_loader.load_ext = lambda name, functions: SimpleNamespace(**dict.fromkeys(functions))
+CONFIG = "mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py"
 
 
-def model_config(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Return mmdet 3.x's configuration of the network. Source: mmdetection v3.3.0, configs/mask2former."""
-    backbone, width = sizes["backbone"], sizes["feat_channels"]
-    norm = {"type": "GN", "num_groups": sizes["gn_groups"]}
-
-    def attention(heads: int) -> dict[str, Any]:
-        return {"embed_dims": width, "num_heads": heads, "dropout": 0.0, "batch_first": True}
-
-    def ffn(hidden: int) -> dict[str, Any]:
-        relu = {"type": "ReLU", "inplace": True}
-        return {"embed_dims": width, "feedforward_channels": hidden, "num_fcs": 2, "ffn_drop": 0.0, "act_cfg": relu}
-
-    deformable = {**attention(sizes["num_heads"]), "num_levels": sizes["num_levels"], "num_points": sizes["num_points"]}
-    encoder = {
-        "num_layers": sizes["encoder_layers"],
-        "layer_cfg": {"self_attn_cfg": deformable, "ffn_cfg": ffn(sizes["encoder_ffn"])},
-    }
-    head = _head(
-        sizes, norm=norm, encoder=encoder, attention=attention(sizes["num_heads"]), ffn=ffn(sizes["decoder_ffn"])
-    )
-    swin = {
-        **{name: value for name, value in backbone.items() if name != "type"},
-        "type": "SwinTransformer",
-        "out_indices": (0, 1, 2, 3),
-        "drop_path_rate": 0.0,
-        "init_cfg": None,
-    }
-    return {"backbone": swin, "panoptic_head": head}
-
-
-def _head(sizes: dict[str, Any], **parts: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of all that follows the backbone."""
-    width = sizes["feat_channels"]
-    pixel_decoder = {
-        "type": "MSDeformAttnPixelDecoder",
-        "num_outs": 3,
-        "norm_cfg": parts["norm"],
-        "act_cfg": {"type": "ReLU"},
-        "encoder": parts["encoder"],
-        "positional_encoding": {"num_feats": width // 2, "normalize": True},
-    }
-    layer = {
-        "self_attn_cfg": parts["attention"],
-        "cross_attn_cfg": parts["attention"],
-        "ffn_cfg": parts["ffn"],
-    }
-    decoder = {
-        "return_intermediate": True,
-        "num_layers": sizes["decoder_layers"],
-        "layer_cfg": layer,
-        "init_cfg": None,
-    }
-    return {
-        "type": "Mask2FormerHead",
-        "in_channels": sizes["in_channels"],
-        "strides": [4, 8, 16, 32],
-        "feat_channels": width,
-        "out_channels": sizes["out_channels"],
-        "num_things_classes": sizes["num_classes"],
-        "num_stuff_classes": 0,
-        "num_queries": sizes["num_queries"],
-        "num_transformer_feat_level": 3,
-        "pixel_decoder": pixel_decoder,
-        "enforce_decoder_input_project": False,
-        "positional_encoding": {"num_feats": width // 2, "normalize": True},
-        "transformer_decoder": decoder,
-        "loss_cls": {"type": "CrossEntropyLoss", "class_weight": [1.0] * sizes["num_classes"] + [0.1]},
-        "loss_mask": {"type": "CrossEntropyLoss", "use_sigmoid": True},
-        "loss_dice": {"type": "DiceLoss", "use_sigmoid": True, "naive_dice": True},
-    }
-
-
-def as_3x(name: str) -> str:
-    """Return a tensor's name of mmdet 2.x as 3.x has it."""
-    name = re.sub(r"(pixel_decoder\.encoder\.layers\.\d+)\.attentions\.0\.", r"\1.self_attn.", name)
-    name = re.sub(r"(transformer_decoder\.layers\.\d+)\.attentions\.0\.", r"\1.cross_attn.", name)
-    name = re.sub(r"(transformer_decoder\.layers\.\d+)\.attentions\.1\.", r"\1.self_attn.", name)
-    return re.sub(r"(panoptic_head\..*\.layers\.\d+)\.ffns\.0\.", r"\1.ffn.", name)
-
-
-def main(config: str, weights: str, pixels: str, result: str) -> None:
-    """Build, load, run, write."""
-    without_compiled_operations()
-    from mmdet.registry import MODELS
-    from mmdet.structures import DetDataSample
-    from mmdet.utils import register_all_modules
+def official_model() -> Any:
+    """Return mmdet's own configuration of the network, without the weights that training begins with."""
+    import mmdet
     from mmengine.config import Config
 
-    register_all_modules()
-    parts = Config(model_config(json.loads(Path(config).read_text(encoding="utf-8"))))
-    backbone, head = MODELS.build(parts["backbone"]), MODELS.build(parts["panoptic_head"])
-    for module in (backbone, head):
-        module.eval()
-    state = {as_3x(name): tensor for name, tensor in load_file(weights).items()}
-    for prefix, module in (("backbone.", backbone), ("panoptic_head.", head)):
-        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        lacking, foreign = module.load_state_dict(own, strict=False)
-        lacking = [name for name in lacking if "loss" not in name and "relative_position_index" not in name]
-        assert not lacking and not foreign, (prefix, lacking[:3], foreign[:3])
+    (path,) = (Path(mmdet.__file__).parent / ".mim").rglob(CONFIG)
+    model = Config.fromfile(path).model
+    model.backbone.init_cfg = None
+    return model
+
+
+def resized(model: Any, sizes: dict[str, Any]) -> Any:
+    """Return the configuration at other sizes."""
+    head, width = model.panoptic_head, sizes["feat_channels"]
+    for name, value in sizes["backbone"].items():
+        if name != "type":
+            model.backbone[name] = value
+    head.update({name: sizes[name] for name in ("in_channels", "feat_channels", "out_channels", "num_queries")})
+    head.num_things_classes = sizes["num_classes"]
+    head.loss_cls.class_weight = [1.0] * sizes["num_classes"] + [0.1]
+    encoder, decoder = head.pixel_decoder.encoder, head.transformer_decoder
+    head.pixel_decoder.norm_cfg.num_groups = sizes["gn_groups"]
+    encoder.num_layers, decoder.num_layers = sizes["encoder_layers"], sizes["decoder_layers"]
+    encoder.layer_cfg.self_attn_cfg.update(
+        embed_dims=width,
+        num_heads=sizes["num_heads"],
+        num_levels=sizes["num_levels"],
+        num_points=sizes["num_points"],
+    )
+    encoder.layer_cfg.ffn_cfg.update(embed_dims=width, feedforward_channels=sizes["encoder_ffn"])
+    for attention in (decoder.layer_cfg.self_attn_cfg, decoder.layer_cfg.cross_attn_cfg):
+        attention.update(embed_dims=width, num_heads=sizes["num_heads"])
+    decoder.layer_cfg.ffn_cfg.update(embed_dims=width, feedforward_channels=sizes["decoder_ffn"])
+    for positions in (head.positional_encoding, head.pixel_decoder.positional_encoding):
+        positions.num_feats = width // 2
+    return model
+
+
+def built(model: Any) -> Any:
+    """Return the whole detector in evaluation mode; whatever calls mmcv's compiled part fails."""
+    from mmdet.registry import MODELS
+
+    return MODELS.build(model).eval()
+
+
+def write_weights(checkpoint: str) -> None:
+    """Write random weights, whose classes and masks differ from query to query."""
+    torch.manual_seed(0)
+    network = built(official_model())
+    with torch.no_grad():
+        for name, tensor in network.named_parameters():
+            if tensor.dim() > 1 and name.startswith("panoptic_head.cls_embed"):
+                tensor.normal_(std=0.5)
+    torch.save({"state_dict": network.state_dict()}, checkpoint)
+
+
+def write_logits(sizes: str, checkpoint: str, pixels: str, result: str) -> None:
+    """Load strictly, run, write."""
+    from mmdet.structures import DetDataSample
+
+    model = official_model()
+    if sizes != "-":
+        model = resized(model, json.loads(Path(sizes).read_text(encoding="utf-8")))
+    network = built(model)
+    lacking, foreign = network.load_state_dict(torch.load(checkpoint)["state_dict"], strict=False)
+    lacking = [name for name in lacking if "loss" not in name and "relative_position_index" not in name]
+    assert not lacking and not foreign, (lacking[:3], foreign[:3])
     images = load_file(pixels)["pixels"]
     size = tuple(images.shape[-2:])
     about = DetDataSample(metainfo={"img_shape": size, "batch_input_shape": size, "pad_shape": size})
     with torch.no_grad():
-        classes, masks = head(backbone(images), [about] * len(images))
+        classes, masks = network.panoptic_head(network.backbone(images), [about] * len(images))
     save_file({"classes": classes[-1].contiguous(), "masks": masks[-1].contiguous()}, result)
+
+
+def main(command: str, *arguments: str) -> None:
+    """Do what is asked."""
+    from mmcv.utils import ext_loader
+
+    ext_loader.load_ext = lambda name, functions: SimpleNamespace(**dict.fromkeys(functions))
+    from mmdet.utils import register_all_modules
+
+    register_all_modules()
+    {"weights": write_weights, "logits": write_logits}[command](*arguments)
 
 
 if __name__ == "__main__":
