@@ -16,6 +16,7 @@ from torch import nn
 from segros_eval import detector_colors
 from segros_eval.catalog import load_catalog
 from segros_eval.detector import PhotoDetector
+from segros_eval.detector_attention import GatheredAttention, SampledAttention
 from segros_eval.detector_colors import load_clip
 from segros_eval.detector_files import checked_checkpoint, detector_files
 from segros_eval.detector_masks import prepare, select_instances
@@ -53,6 +54,29 @@ def test_groups_of_the_norms_are_as_configured_and_torch_is_left_as_it_was(netwo
     assert nn.GroupNorm(2, 4).num_groups == 2
     with pytest.raises(ValueError, match="multiple of num_groups"):
         DetectorConfig(feature_dim=50, num_groups=16)
+
+
+@pytest.mark.parametrize("num_images", (1, 3))
+def test_gathered_attention_is_that_of_transformers_wherever_a_point_falls(num_images: int) -> None:
+    torch.manual_seed(0)
+    shapes = [(3, 5), (6, 10), (12, 20)]
+    num_cells = sum(height * width for height, width in shapes)
+    ours = GatheredAttention(16, 4, 3, 4)
+    # Offsets of many cells: points fall far outside, on the borders and on the centres of cells.
+    nn.init.normal_(ours.sampling_offsets.weight, std=4.0)
+    ours.sampling_offsets.bias.data = torch.randint(-2, 3, (96,)).float()
+    theirs = SampledAttention(16, 4, 3, 4)
+    theirs.load_state_dict(ours.state_dict())
+    states, positions = torch.randn(2, num_images, num_cells, 16)
+    states[:, 0] = positions[:, 0] = 0
+    given = {
+        "encoder_hidden_states": torch.randn(num_images, num_cells, 16),
+        "position_embeddings": positions,
+        "reference_points": torch.rand(num_images, num_cells, 3, 2),
+        "spatial_shapes_list": shapes,
+    }
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(states, **given)[0], theirs(states, **given)[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "resized"), [((96, 96), (96, 96)), ((640, 64), (16, 160)), ((30, 20), (96, 144))])
