@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig, Mask2FormerModel, SwinConfig
 
-from segros_eval.detector_attention import GatheredAttention
+from segros_eval.detector_attention import GatheredAttention, SampledAttention
 from segros_train.errors import PrerequisiteError
 
 __all__ = ["DetectorConfig", "DetectorNetwork", "from_mmdet", "load_network", "read_checkpoint", "to_mmdet_3"]
@@ -97,6 +97,7 @@ class DetectorNetwork(nn.Module):
         with _group_norms(config.num_groups):
             self.model = Mask2FormerModel(_hf_config(config))
         for layer in self.model.pixel_level_module.decoder.encoder.layers:
+            assert isinstance(layer.self_attn, SampledAttention)
             layer.self_attn = GatheredAttention.like(layer.self_attn)
         self.class_predictor = nn.Linear(config.feature_dim, config.num_classes + 1)
 
