@@ -29,8 +29,8 @@ class GatheredAttention(SampledAttention):
     """The attention of transformers' pixel decoder, which on a CPU gathers instead of sampling."""
 
     @classmethod
-    def like(cls, other: SampledAttention) -> GatheredAttention:
-        """Return one of the sizes of another."""
+    def like(cls, other: Any) -> GatheredAttention:
+        """Return one of the sizes of another, a `SampledAttention`."""
         return cls(other.d_model, other.n_heads, other.n_levels, other.n_points)
 
     def forward(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
