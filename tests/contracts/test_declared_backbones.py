@@ -146,9 +146,12 @@ def test_captions_and_images_are_embedded_alone_as_in_a_batch(backbone: Backbone
     for row in range(BATCH):
         one = slice(row, row + 1)
         alone = backbone.embed(GenerationBatch(captioned.images[one], captioned.captions[one], captioned.item_ids[one]))
-        # Rounding is a share of the largest numbers that are summed, whatever the size of one entry.
-        size = float(together.image.abs().max())
-        torch.testing.assert_close(alone.image[0] / size, together.image[row] / size, rtol=1e-4, atol=1e-4)
+        # Rounding is a share of what is summed, whatever the size of one entry: it is compared as a whole, by its norm.
+        # Convolutions of other batch sizes round otherwise, and trained weights enlarge that to 5e-5; another picture's
+        # share in the embedding would be some percent.
+        apart = torch.linalg.vector_norm(alone.image[0] - together.image[row])
+        share = float(apart / torch.linalg.vector_norm(together.image[row]))
+        assert share < 1e-3, f"the image embedded alone is {share:.1e} of its size away from the one in a batch"
         torch.testing.assert_close(alone.text[0][alone.text_valid[0]], together.text[row][together.text_valid[row]])
 
 
