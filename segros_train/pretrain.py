@@ -98,6 +98,7 @@ READING = Recipe(
 )
 _CAPTIONED = replace(READING, learning_rate=1.5e-3, text_dropout=0.1)
 _JOINT = replace(_CAPTIONED, learning_rate=1.2e-3, i2t_weight=0.1, i2t_batch_size=16)
+_HARDER_TWICE: tuple[Tag, ...] = (*TAGS, "colors", "color_attr", "counting", "position")
 _TWO_THINGS: tuple[Tag, ...] = (
     *("color_attr", "position", "two_object", "colors", "color_attr"),
     *("position", "counting", "single_object", "color_attr", "position"),
@@ -137,14 +138,14 @@ PARTS = (
         "balancing",
         SFT(all_hidden_share=0.35),
         replace(_CAPTIONED, optimizer_steps=2250, learning_rate=1.2e-3, warmup_steps=100, schedule_steps=6000),
-        tags=(*TAGS, "colors", "color_attr", "counting", "position"),
+        tags=_HARDER_TWICE,
         spread_every=6,
     ),
     Part(
         "answering",
         SFT(all_hidden_share=0.15),
         replace(_JOINT, optimizer_steps=750, learning_rate=1.1e-3, warmup_steps=100, schedule_steps=4500),
-        tags=(*TAGS, "colors", "color_attr", "counting", "position"),
+        tags=_HARDER_TWICE,
         spread_every=None,
     ),
     Part(

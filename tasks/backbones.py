@@ -113,7 +113,7 @@ harmon_tiny = BackboneCard(
     recipe="harmon-tiny",
     data="shapes",
     licence="Apache-2.0",
-    notes="Pretrained on the embedded world by `segros train --method pretrain --backbone harmon-tiny`.",
+    notes="Pretrained on the embedded world, part by part; docs/harmon-tiny.md tells which parts under which settings.",
 )
 
 # OpenUni. Sizes of the generators are those of the published Sana models at 512 px.
@@ -234,7 +234,7 @@ openuni_tiny = BackboneCard(
     data="shapes",
     licence="Apache-2.0",
     understanding_is_frozen=True,
-    notes="Pretrained on the embedded world by `segros train --method pretrain --backbone openuni-tiny`.",
+    notes="Pretrained on the embedded world; docs/openuni-tiny.md tells what the pretraining command does not do again.",
 )
 
 show_o_256 = BackboneCard(

@@ -66,7 +66,9 @@ def test_another_protocol_is_chosen_by_name_and_recorded(tmp_path: Path, rules: 
     ("name", "chance"),
     [
         pytest.param(
-            "pope", 50.0, marks=pytest.mark.xfail(strict=True, reason="it answers yes or no from the words alone")
+            "pope",
+            50.0,
+            marks=pytest.mark.xfail(strict=True, reason="48.3 [47.2, 49.5] of 1,800 questions: no better than chance"),
         ),
         ("seed", 25.0),
     ],
