@@ -234,7 +234,7 @@ openuni_tiny = BackboneCard(
     data="shapes",
     licence="Apache-2.0",
     understanding_is_frozen=True,
-    notes="Pretrained on the embedded world; docs/openuni-tiny.md tells what the pretraining command does not do again.",
+    notes="Pretrained on the embedded world; docs/openuni-tiny.md tells what the command does not do again.",
 )
 
 show_o_256 = BackboneCard(
