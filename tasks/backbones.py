@@ -109,7 +109,7 @@ harmon_tiny = BackboneCard(
     ),
     world="shapes",
     image_size_px=96,
-    settings=GenerationSettings(num_steps=12, cfg_scale=8.0, batch_size=64),
+    settings=GenerationSettings(num_steps=12, cfg_scale=4.0, batch_size=64),
     recipe="harmon-tiny",
     data="shapes",
     licence="Apache-2.0",
