@@ -4,7 +4,8 @@ A byte-level tokenizer comes first, then the autoencoder, frozen from then on, t
 the ordinary loop of `segros_train.loop` runs with method SFT on scenes that are encoded once. The caption of an
 ordinary scene tells of one or two cells in 36: a run on such scenes alone, and with narrower first weights, ignored
 every caption after 2,500 updates. So what captions tell of is first spread over half of the cells, and the loss is
-taken where captions tell of something, before all cells count alike.
+taken where captions tell of something, before all cells count alike. The last part, in batches of 512, wants a GPU; see
+`segros_train.backbones.harmon.joint`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from segros_train.backbones.harmon.autoencoding import AutoencoderRecipe, latent_scale, pretrain_autoencoder
+from segros_train.backbones.harmon.joint import JOINT, JointRecipe, pretrain_jointly
 from segros_train.backbones.instructions import INSTRUCTIONS
 from segros_train.backbones.tiny import build_tokenizer, pixels
 from segros_train.data import shapes_language
@@ -266,8 +268,9 @@ def prepare(
     recipe: AutoencoderRecipe | None = None,
     num_scenes: int = NUM_SCENES,
     parts: Sequence[Part] = PARTS,
+    joint: JointRecipe = JOINT,
 ) -> Harmon:
-    """Build a Harmon whose tokenizer and autoencoder are trained and which has begun to read.
+    """Build a Harmon whose tokenizer and autoencoder are trained and which draws and answers.
 
     Args:
         card: A card of the embedded world.
@@ -275,7 +278,8 @@ def prepare(
         seed: Seed of every weight.
         recipe: How to train the autoencoder.
         num_scenes: Scenes of the training set, encoded here once.
-        parts: How the unified model learns before the last part, which is the caller's.
+        parts: How the unified model begins to learn.
+        joint: How it goes on, on a CUDA device if there is one; what comes after is the caller's.
 
     Raises:
         PrerequisiteError: If the card is not one of the embedded world's, or the folder cannot be written.
@@ -298,4 +302,6 @@ def prepare(
     backbone.latent_table = encode_scenes(backbone, num_scenes=num_scenes, parts=parts)
     for part in parts:
         _run(part, backbone, directory=directory, seed=seed, num_scenes=num_scenes)
-    return backbone
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pretrain_jointly(backbone, joint, directory=directory, seed=seed, scenes_seed=SCENES_SEED, device=device)
+    return backbone.to("cpu")

@@ -23,7 +23,17 @@ from segros_train.data.shapes_world import (
 )
 from segros_train.types import Turn
 
-__all__ = ["LETTER", "NUMBERS", "WORD", "caption", "corpus", "geneval_metadata", "question", "spread_caption"]
+__all__ = [
+    "LETTER",
+    "NUMBERS",
+    "WORD",
+    "caption",
+    "caption_question",
+    "corpus",
+    "geneval_metadata",
+    "question",
+    "spread_caption",
+]
 
 WORD = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -105,10 +115,10 @@ def _is_there(scene: Scene, rng: np.random.Generator) -> Turn:
 def _yes_no(ask: str, truth: bool, rng: np.random.Generator) -> Turn:
     form = rng.random()
     if form < 0.4:
-        return Turn(f"{ask}\n{WORD}", "Yes" if truth else "No")
+        return Turn(f"{ask}\n{WORD}", _answer(truth))
     if form < 0.7:
-        return Turn(f"{ask} Please answer yes or no.", "Yes" if truth else "No")
-    return Turn(ask, "Yes" if truth else "No")
+        return Turn(f"{ask} Please answer yes or no.", _answer(truth))
+    return Turn(ask, _answer(truth))
 
 
 def _are_there(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -176,6 +186,35 @@ def question(scene: Scene, rng: np.random.Generator) -> Turn:
     """Draw a question about a scene with its answer."""
     kinds = _ABOUT_MANY if len(scene.objects) > 1 else _ABOUT_ONE
     return kinds[int(rng.integers(len(kinds)))](scene, rng)
+
+
+def caption_question(scene: Scene, rng: np.random.Generator) -> Turn:
+    """Draw a question that the caption of a scene answers, with its answer."""
+    first, second = scene.objects[0], scene.objects[1 % len(scene.objects)]
+    told = {"colors": ("color", "shape"), "color_attr": ("color", "shape"), "counting": ("number",)}
+    kinds = ("there", *told.get(scene.tag, ()), *(("relation",) if scene.relation else ()))
+    thing = (first, second)[int(rng.integers(2))]
+    truth = bool(rng.random() < 0.5)
+    match _pick(rng, kinds):
+        case "color":
+            return Turn(f"What color is the {thing.shape}?", thing.color)
+        case "shape":
+            return Turn(f"What is {thing.color} in the image?", thing.shape)
+        case "number":
+            return Turn(f"How many {_plural(first.shape)} are there?", NUMBERS[len(scene.objects)])
+        case "relation":
+            assert scene.relation is not None
+            place = RELATIONS.index(scene.relation) ^ (not truth)
+            if thing is second:
+                return Turn(f"Is the {second.shape} {RELATIONS[place ^ 1]} the {first.shape}?", _answer(truth))
+            return Turn(f"Is the {first.shape} {RELATIONS[place]} the {second.shape}?", _answer(truth))
+        case _:
+            named = thing.shape if truth else _other(rng, OBJECT_NAMES, first.shape, second.shape)
+            return Turn(f"Is there {_with_article(named)} in the image?", _answer(truth))
+
+
+def _answer(truth: bool) -> str:
+    return "Yes" if truth else "No"
 
 
 def corpus(size: int, *, seed: int = 2) -> list[str]:

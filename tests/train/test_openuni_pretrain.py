@@ -5,26 +5,42 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from openuni_tiny import CARD, CONFIG
 from torch import nn
 
+from segros_train.backbones.encoded import encode_scenes
+from segros_train.backbones.fitting import PartRecipe, fit
 from segros_train.backbones.openuni import pretrain
-from segros_train.backbones.openuni.pretrain import DrawingRecipe, drawing_loss, encode_scenes, prepare
-from segros_train.backbones.openuni.pretrain_parts import PartRecipe, build_tokenizer, fit
+from segros_train.backbones.openuni.pretrain import DrawingRecipe, drawing_loss, prepare
+from segros_train.backbones.openuni.pretrain_parts import UnderstandingRecipe, build_tokenizer, told_dialogue
 from segros_train.backbones.openuni.prompts import SYSTEM
-from segros_train.data.shapes_language import corpus
+from segros_train.data.shapes_language import caption, corpus
+from segros_train.data.shapes_world import COLORS, OBJECT_NAMES, sample_scene
 from segros_train.errors import PrerequisiteError
 
 PART = PartRecipe(steps=2, batch_size=2, learning_rate=1e-3, warmup_steps=1, checkpoint_steps=1)
 DRAWING = DrawingRecipe(
     steps=3, batch_size=4, learning_rate=1e-3, warmup_steps=1, checkpoint_steps=1, num_scenes=6, num_crowds=5
 )
+UNDERSTANDING = UnderstandingRecipe(
+    steps=2, batch_size=2, learning_rate=1e-3, warmup_steps=1, checkpoint_steps=1, num_texts=1
+)
 
 
 def prepared(folder: Path):
-    return prepare(CARD, directory=folder, seed=0, autoencoder=PART, understanding=PART, drawing=DRAWING)
+    return prepare(
+        CARD,
+        directory=folder,
+        seed=0,
+        autoencoder=PART,
+        decoder=PART,
+        understanding=UNDERSTANDING,
+        drawing=DRAWING,
+        redrawing=replace(DRAWING, has_spread=True),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +104,23 @@ def test_the_rate_of_a_part_warms_up_and_falls_to_zero() -> None:
     assert rates[0] < rates[9] and max(rates) <= 1.0 and rates[-1] < 0.01
 
 
+def test_a_held_rate_stays_at_its_peak_and_then_falls_to_zero() -> None:
+    recipe = PartRecipe(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=10, held_share=0.6)
+    rates = [recipe.rate(step) for step in range(100)]
+    assert set(rates[9:61]) == {1.0} and sorted(rates[60:], reverse=True) == rates[60:] and rates[-1] < 0.01
+
+
+def test_a_dialogue_about_a_caption_begins_as_the_request_for_its_image_and_supervises_the_answer(backbone) -> None:
+    tokenizer = backbone.tokenizer
+    for index in range(20):
+        scene = sample_scene(3, index)
+        dialogue = told_dialogue(tokenizer, scene, np.random.default_rng(index))
+        words = tokenizer.text(dialogue.ids)
+        assert f"Generate an image: {caption(scene)}\n" in words
+        answer = tokenizer.text([label for label in dialogue.labels if label != -100])
+        assert answer and words.endswith(answer)
+
+
 def test_shares_and_weights_go_from_the_first_value_to_the_last() -> None:
     recipe = replace(DRAWING, steps=100)
     assert [recipe.at((1.0, 0.4, 0.1), step) for step in (0, 20, 100)] == pytest.approx([1.0, 0.4, 0.1])
@@ -122,17 +155,19 @@ def test_a_crowds_caption_tells_what_stands_where() -> None:
 
 
 def test_scenes_are_encoded_with_the_cells_that_hold_objects(backbone) -> None:
-    scenes = encode_scenes(backbone, pretrain._ordinary, 5)
+    scenes = encode_scenes(backbone.model, pretrain._ordinary, 5)
     assert scenes.latents.shape == (5, CONFIG.autoencoder.latent_channels, 6, 6)
-    for index, occupied in enumerate(scenes.objects):
+    for index, cells in enumerate(scenes.kinds):
         scene, text = pretrain._ordinary(index)
-        assert {(int(i) // 6, int(i) % 6) for i in occupied.nonzero()} == {(t.row, t.column) for t in scene.objects}
+        assert {(int(i) // 6, int(i) % 6) for i in cells.nonzero()} == {(t.row, t.column) for t in scene.objects}
+        for thing in scene.objects:
+            shape, color = divmod(int(cells[thing.row * 6 + thing.column]) - 1, 10)
+            assert (OBJECT_NAMES[shape], tuple(COLORS)[color]) == (thing.shape, thing.color)
         assert scenes.captions[index] == text
 
 
 def test_more_weight_on_objects_moves_the_loss_towards_theirs(backbone) -> None:
-    scenes = encode_scenes(backbone, pretrain._ordinary, 4)
-    rows = replace(scenes, latents=scenes.latents.float())
+    rows = encode_scenes(backbone.model, pretrain._ordinary, 4)
     with torch.no_grad():
         losses = [
             float(drawing_loss(backbone, rows, torch.Generator().manual_seed(0), object_weight=weight, dropout=0.0))

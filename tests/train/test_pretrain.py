@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from segros_train.backbones.encoded import NUM_KINDS, encode_scenes
 from segros_train.backbones.harmon.autoencoding import (
     AutoencoderRecipe,
     latent_scale,
@@ -21,6 +22,7 @@ from segros_train.backbones.harmon.config import (
     MarConfig,
     VaeConfig,
 )
+from segros_train.backbones.harmon.joint import JointRecipe, drawing_losses
 from segros_train.backbones.tiny import build_tokenizer
 from segros_train.data.shapes import GenerationSet
 from segros_train.data.shapes_language import corpus
@@ -37,6 +39,17 @@ PART_RECIPE = Recipe(optimizer_steps=1, batch_size=2, i2t_weight=0.1, i2t_batch_
 PARTS = (
     Part("reading", SFT(all_hidden_share=1.0), PART_RECIPE, tags=("colors",)),
     Part("telling", SFT(num_untold=2), PART_RECIPE, spread_every=3),
+)
+JOINT = JointRecipe(
+    steps=3,
+    batch_size=4,
+    learning_rate=1e-3,
+    warmup_steps=1,
+    checkpoint_steps=1,
+    num_questions=2,
+    num_scenes=6,
+    num_spread=3,
+    spread_shares=(0.5, 0.5),
 )
 CARD = BackboneCard(
     name="micro",
@@ -126,7 +139,7 @@ def test_the_tokenizer_writes_the_world_in_whole_words_and_reads_back_any_text()
 
 
 def test_a_prepared_backbone_takes_the_same_loss_from_encoded_scenes_as_from_images(tmp_path: Path) -> None:
-    backbone = prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, parts=PARTS).eval()
+    backbone = prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, parts=PARTS, joint=JOINT).eval()
     transform = backbone.image_transform("generation")
     samples = [GenerationSet(SCENES_SEED)[index] for index in range(2)]
     batch = GenerationBatch(
@@ -143,10 +156,43 @@ def test_a_prepared_backbone_takes_the_same_loss_from_encoded_scenes_as_from_ima
 
 def test_a_preparation_that_is_done_gives_the_same_weights_again(tmp_path: Path) -> None:
     first, again = (
-        prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, parts=PARTS).state_dict()
+        prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, parts=PARTS, joint=JOINT).state_dict()
         for _ in range(2)
     )
     assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_the_classifier_of_the_joint_part_learns_what_the_caption_tells_of_hidden_cells(tmp_path: Path) -> None:
+    backbone = prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, parts=PARTS, joint=JOINT)
+    scenes = GenerationSet(SCENES_SEED, 4, ("colors",), drawn=False)
+    batch = encode_scenes(backbone.model, lambda index: (scenes.scene(index), scenes[index].caption), 4)
+    classifier = torch.nn.Linear(CARD.config.mar.decoder_width, NUM_KINDS)
+    optimizer = torch.optim.Adam([*classifier.parameters(), *backbone.model.mar.decoder_blocks.parameters()], lr=3e-2)
+    losses = []
+    for _ in range(30):
+        rng = torch.Generator().manual_seed(0)
+        noise, kind = drawing_losses(backbone, classifier, batch, rng, num_visible=5, object_weight=4.0, dropout=0.0)
+        optimizer.zero_grad()
+        (noise + kind).backward()
+        optimizer.step()
+        losses.append(kind.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_visible_cells_bear_no_loss_of_the_joint_part(tmp_path: Path) -> None:
+    backbone = prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, parts=PARTS, joint=JOINT)
+    scenes = GenerationSet(SCENES_SEED, 2, drawn=False)
+    batch = encode_scenes(backbone.model, lambda index: (scenes.scene(index), scenes[index].caption), 2)
+    seen = []
+
+    class Classifier(torch.nn.Linear):
+        def forward(self, conditions: torch.Tensor) -> torch.Tensor:
+            seen.append(conditions.shape)
+            return super().forward(conditions)
+
+    classifier = Classifier(CARD.config.mar.decoder_width, NUM_KINDS)
+    drawing_losses(backbone, classifier, batch, torch.Generator(), num_visible=30, object_weight=1.0, dropout=0.0)
+    assert seen == [(2 * 6, CARD.config.mar.decoder_width)]
 
 
 def test_the_latent_scale_gives_latents_of_unit_deviation(tmp_path: Path) -> None:

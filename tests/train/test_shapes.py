@@ -16,7 +16,7 @@ from segros_train.data.shapes import (
     SpreadSet,
     cells,
 )
-from segros_train.data.shapes_language import NUMBERS, caption, geneval_metadata, question
+from segros_train.data.shapes_language import NUMBERS, caption, caption_question, geneval_metadata, question
 from segros_train.data.shapes_world import (
     CELL_PX,
     COLORS,
@@ -193,3 +193,27 @@ def test_the_pretraining_set_holds_every_sixth_sample_a_crowd_and_each_crowd_onc
     crowds = [item_id for item_id in ids if "crowd" in item_id]
     assert crowds == [f"shapes-crowd-0-{index}" for index in range(10)]
     assert len(set(ids)) == 60
+
+
+def test_a_question_about_a_caption_is_answered_by_the_caption() -> None:
+    asked: Counter[str] = Counter()
+    for index in range(400):
+        scene = sample_scene(11, index)
+        words = caption(scene).replace("crosses", "cross")
+        turn = caption_question(scene, np.random.default_rng(index))
+        kind = turn.question.split()[0]
+        asked[kind] += 1
+        if kind == "What":
+            thing = next(o for o in scene.objects if turn.answer in (o.shape, o.color))
+            assert f"{thing.color} {thing.shape}" in words
+        elif kind == "How":
+            assert turn.answer in words and scene.tag == "counting"
+        elif " in the image" in turn.question:
+            shape = turn.question.removesuffix(" in the image?").split()[-1]
+            assert (shape in words) == (turn.answer == "Yes")
+        else:
+            shape, *relation, _, other = turn.question.removesuffix("?").split()[2:]
+            first = next(o for o in scene.objects if o.shape == shape)
+            second = next(o for o in scene.objects if o.shape == other)
+            assert (direction(first, second) == " ".join(relation)) == (turn.answer == "Yes")
+    assert set(asked) == {"What", "How", "Is"}

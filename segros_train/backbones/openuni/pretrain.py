@@ -1,9 +1,10 @@
 """Pretrain a tiny OpenUni on the embedded world, from random weights to a base that draws and answers.
 
-Five parts, each kept in the run folder so that a stopped run goes on: a byte-level tokenizer; the autoencoder; the
-multimodal language model; drawing, where queries, connector and image generator learn on latents that were encoded
-once; and a last stretch of the ordinary loop under the native loss. The first three are frozen once they are done, as
-they are in the real model.
+Each part is kept in the run folder so that a stopped run goes on: a byte-level tokenizer; the autoencoder, and its
+decoder by itself; the multimodal language model; drawing, where queries, connector and image generator learn on latents
+that were encoded once, first in small batches and then in large ones; and a last stretch of the ordinary loop under the
+native loss. What comes before drawing is frozen once it is done, as it is in the real model. The language model and the
+second drawing want a GPU.
 
 A caption of the world tells of one to four cells in 36, so that almost all of a plain loss is about the background.
 Drawing therefore starts with crowds, whose captions tell of half of the cells: crowds of one kind, of two kinds, and
@@ -13,10 +14,9 @@ drawn make a model believe in too many objects, so they fall to one by the end.
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,17 +25,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segros_train.backbones.encoded import EncodedScenes, encode_scenes, stored_scenes
+from segros_train.backbones.fitting import Averaged, PartRecipe, fit
 from segros_train.backbones.openuni import fresh
 from segros_train.backbones.openuni.flow import NUM_TRAINING_STEPS, add_noise, masked_velocity_error
 from segros_train.backbones.openuni.pretrain_parts import (
-    PartRecipe,
+    UnderstandingRecipe,
     build_tokenizer,
-    fit,
     latent_scale,
     pretrain_autoencoder,
+    pretrain_decoder,
     pretrain_understanding,
+    start_understanding,
 )
-from segros_train.backbones.tiny import pixels
+from segros_train.data.shapes import GenerationSet, SpreadSet
 from segros_train.data.shapes_language import caption
 from segros_train.data.shapes_world import GRID, RELATIONS, Scene, matching_crowd, sample_scene
 from segros_train.errors import PrerequisiteError
@@ -44,13 +47,12 @@ from segros_train.objective import mixed_precision
 
 if TYPE_CHECKING:
     from segros_train.backbones.openuni.adapter import OpenUni
+    from segros_train.data.shapes_world import Tag
     from segros_train.types import BackboneCard
 
 __all__ = [
     "DrawingRecipe",
-    "EncodedScenes",
     "drawing_loss",
-    "encode_scenes",
     "prepare",
     "pretrain_drawing",
     "what_captions_tell",
@@ -60,7 +62,6 @@ logger = logging.getLogger(__name__)
 
 SCENES_SEED = 1000
 """Seed of the scenes, apart from those of fine-tuning."""
-ENCODED_AT_ONCE = 64
 MEASURED_EVERY = 250
 MEASURED_SCENES = 128
 PHOTO = "a photo of "
@@ -71,7 +72,8 @@ SHIFT = 3.0
 """Shift of the noise levels: which object a cell holds is decided where noise is strong, as sampling has it."""
 
 AUTOENCODER = PartRecipe(steps=3600, batch_size=8, learning_rate=2e-3)
-UNDERSTANDING = PartRecipe(steps=1000, batch_size=24, learning_rate=2e-3)
+DECODER = PartRecipe(steps=3400, batch_size=8, learning_rate=1e-3)
+UNDERSTANDING = UnderstandingRecipe(steps=4700, batch_size=256, learning_rate=1.5e-3, held_share=0.7)
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,15 @@ class DrawingRecipe(PartRecipe):
     Attributes:
         num_scenes: Ordinary scenes, seen again and again.
         num_crowds: Crowds.
+        has_spread: Whether the crowds are spread scenes, of one or two things the caption tells of, and not crowds of
+            random kinds.
         crowd_shares: Share of crowds in a batch: at the start, after a fifth of the updates, and at the end.
         object_weights: Weight of a cell that holds an object, against 1 of one that does not, likewise.
     """
 
     num_scenes: int = 24_000
     num_crowds: int = 8_000
+    has_spread: bool = False
     crowd_shares: tuple[float, float, float] = (1.0, 0.4, 0.1)
     object_weights: tuple[float, float, float] = (4.0, 4.0, 1.0)
 
@@ -96,26 +101,22 @@ class DrawingRecipe(PartRecipe):
 
 
 DRAWING = DrawingRecipe(steps=5000, batch_size=64, learning_rate=1.5e-3, warmup_steps=100)
-
-
-@dataclass(frozen=True)
-class EncodedScenes:
-    """Scenes as latents with captions.
-
-    Attributes:
-        latents: [S, C, h, w] in the generator's scale, half precision.
-        objects: [S, M] bool, True where a cell holds an object.
-        captions: S captions.
-    """
-
-    latents: Tensor
-    objects: Tensor
-    captions: tuple[str, ...]
-
-    def rows(self, indices: Sequence[int]) -> EncodedScenes:
-        """Return some scenes."""
-        kept = torch.tensor(indices)
-        return EncodedScenes(self.latents[kept], self.objects[kept], tuple(self.captions[index] for index in indices))
+REDRAWING = DrawingRecipe(
+    steps=4200,
+    batch_size=512,
+    learning_rate=1.5e-3,
+    held_share=0.7,
+    num_scenes=400_000,
+    num_crowds=60_000,
+    has_spread=True,
+    crowd_shares=(0.4, 0.33, 0.03),
+    object_weights=(4.0, 3.1, 1.0),
+)
+TAGS: tuple[Tag, ...] = (
+    *("single_object", "two_object", "counting", "colors", "position"),
+    *("color_attr", "position", "color_attr", "two_object", "counting"),
+)
+"""Tags of the scenes of the second drawing, by turns."""
 
 
 def _ordinary(index: int) -> tuple[Scene, str]:
@@ -145,57 +146,6 @@ def _crowd(index: int) -> tuple[Scene, str]:
     return replace(first, objects=tuple(kept)), f"{PHOTO}{words[0]} {link} {words[1]}"
 
 
-def _occupied(scene: Scene) -> Tensor:
-    cells = torch.zeros(GRID * GRID, dtype=torch.bool)
-    cells[[thing.row * GRID + thing.column for thing in scene.objects]] = True
-    return cells
-
-
-@torch.no_grad()
-def encode_scenes(backbone: OpenUni, draw: Callable[[int], tuple[Scene, str]], num_scenes: int) -> EncodedScenes:
-    """Encode scenes once, as the autoencoder is frozen.
-
-    Args:
-        backbone: Its autoencoder encodes.
-        draw: Give the scene of an index, and its caption.
-        num_scenes: Indices are those below.
-    """
-    latents, objects, captions = [], [], []
-    for start in range(0, num_scenes, ENCODED_AT_ONCE):
-        drawn = [draw(index) for index in range(start, min(start + ENCODED_AT_ONCE, num_scenes))]
-        latents.append(backbone.model.encode_images(pixels([scene for scene, _ in drawn])).half())
-        objects += [_occupied(scene) for scene, _ in drawn]
-        captions += [text for _, text in drawn]
-    return EncodedScenes(torch.cat(latents), torch.stack(objects), tuple(captions))
-
-
-class _Drawn(nn.Module):
-    """What drawing trains, and its running average."""
-
-    def __init__(self, backbone: OpenUni) -> None:
-        super().__init__()
-        model = backbone.model
-        self.parts = nn.ModuleDict(
-            {"transformer": model.transformer, "connector": model.connector, "projector": model.projector}
-        )
-        self.meta_queries = model.meta_queries
-        self.averaged = copy.deepcopy(nn.ParameterList(self.trained())).requires_grad_(False)
-
-    def trained(self) -> list[nn.Parameter]:
-        return [*self.parts.parameters(), self.meta_queries]
-
-    @torch.no_grad()
-    def average(self) -> None:
-        """Move the running average towards the weights."""
-        torch._foreach_lerp_(list(self.averaged), list[Tensor](self.trained()), 1 - AVERAGED)
-
-    @torch.no_grad()
-    def adopt(self) -> None:
-        """Take the running average as the weights."""
-        for parameter, average in zip(self.trained(), self.averaged, strict=True):
-            parameter.copy_(average)
-
-
 @torch.no_grad()
 def _start_drawing(backbone: OpenUni, rng: torch.Generator) -> None:
     """Draw first weights: linear layers keep the scale of their input, the generator's branches start at zero.
@@ -223,15 +173,12 @@ def _batch(
     recipe: DrawingRecipe, step: int, rng: torch.Generator, ordinary: EncodedScenes, crowds: EncodedScenes
 ) -> EncodedScenes:
     num_crowds = round(recipe.at(recipe.crowd_shares, step) * recipe.batch_size)
-    parts = []
-    for scenes, count in ((crowds, num_crowds), (ordinary, recipe.batch_size - num_crowds)):
-        if count:
-            picks = torch.randint(len(scenes.captions), (count,), generator=rng).tolist()
-            parts.append(scenes.rows(picks))
-    return EncodedScenes(
-        torch.cat([part.latents for part in parts]).float(),
-        torch.cat([part.objects for part in parts]),
-        tuple(text for part in parts for text in part.captions),
+    return EncodedScenes.joined(
+        [
+            scenes.rows(torch.randint(len(scenes.captions), (count,), generator=rng).tolist())
+            for scenes, count in ((crowds, num_crowds), (ordinary, recipe.batch_size - num_crowds))
+            if count
+        ]
     )
 
 
@@ -249,39 +196,41 @@ def drawing_loss(
     uniform = torch.rand(size, generator=rng)
     levels = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
     timesteps = (levels * NUM_TRAINING_STEPS).ceil().clamp(1, NUM_TRAINING_STEPS)
-    noise = torch.randn(batch.latents.shape, generator=rng)
-    noisy = add_noise(batch.latents, noise, timesteps / NUM_TRAINING_STEPS)
+    latents, timesteps = batch.latents.to(backbone.device, torch.float32), timesteps.to(backbone.device)
+    noise = torch.randn(latents.shape, generator=rng).to(backbone.device)
+    noisy = add_noise(latents, noise, timesteps / NUM_TRAINING_STEPS)
     velocity = backbone.model.velocity(noisy, backbone.conditions(prompts), timesteps)
-    weights = 1 + (object_weight - 1) * batch.objects.float()
-    return masked_velocity_error(velocity, batch.latents, noise, weights)
+    weights = 1 + (object_weight - 1) * (batch.kinds > 0).float()
+    return masked_velocity_error(velocity, latents, noise, weights)
 
 
-def pretrain_drawing(backbone: OpenUni, recipe: DrawingRecipe, *, directory: Path, seed: int) -> None:
+def pretrain_drawing(
+    backbone: OpenUni, recipe: DrawingRecipe, *, directory: Path, seed: int, name: str = "drawing"
+) -> None:
     """Train queries, connector and image generator, in place; the running average of the weights is kept.
 
     Args:
         backbone: Its frozen parts are done.
         recipe: How to train.
-        directory: Where `scenes.pt`, `drawing.pt` and `drawing.jsonl` go.
-        seed: Seed of weights and draws.
+        directory: Where scenes, states and logs go, in files that start with `name`.
+        seed: Seed of the draws.
+        name: Of this part.
     """
-    _start_drawing(backbone, torch.Generator().manual_seed(seed))
-    drawn = _Drawn(backbone)
-    path = directory / "drawing.pt"
-    ordinary, crowds = _scenes(backbone, recipe, directory)
+    drawn = Averaged(backbone.model, kept=AVERAGED)
+    ordinary, crowds = _scenes(backbone, recipe, directory / f"{name}-scenes.pt")
     backbone.model.train()
 
     def loss(step: int, rng: torch.Generator) -> Tensor:
         if step % MEASURED_EVERY == 0:
             told = {"step": step, **what_captions_tell(backbone, ordinary, crowds)}
-            append_jsonl(directory / "captions.jsonl", told)
+            append_jsonl(directory / f"{name}-captions.jsonl", told)
             logger.info("captions tell %s", told)
         batch = _batch(recipe, step, rng, ordinary, crowds)
         weight = recipe.at(recipe.object_weights, step)
         with mixed_precision(backbone.device, torch.bfloat16):
             return drawing_loss(backbone, batch, rng, object_weight=weight, dropout=CAPTION_DROPOUT)
 
-    fit(drawn, drawn.trained(), loss, recipe, path=path, seed=seed, after=drawn.average)
+    fit(drawn, drawn.trained(), loss, recipe, path=directory / f"{name}.pt", seed=seed, after=drawn.average)
     drawn.adopt()
     backbone.model.eval()
 
@@ -304,15 +253,24 @@ def what_captions_tell(backbone: OpenUni, ordinary: EncodedScenes, crowds: Encod
     return told
 
 
-def _scenes(backbone: OpenUni, recipe: DrawingRecipe, directory: Path) -> tuple[EncodedScenes, EncodedScenes]:
+def _scenes(backbone: OpenUni, recipe: DrawingRecipe, path: Path) -> list[EncodedScenes]:
     """Encode the scenes of drawing, or take those that are encoded already."""
-    kept = directory / "scenes.pt"
-    if not kept.exists():
-        asked = ((_ordinary, recipe.num_scenes), (_crowd, recipe.num_crowds))
-        parts = [vars(encode_scenes(backbone, draw, count)) for draw, count in asked]
-        replace_file(kept, functools.partial(torch.save, parts))
-    first, second = (EncodedScenes(**part) for part in torch.load(kept, weights_only=True))
-    return first, second
+    asked: tuple[tuple[Callable[[int], tuple[Scene, str]], int], ...]
+    asked = ((_ordinary, recipe.num_scenes), (_crowd, recipe.num_crowds))
+    if recipe.has_spread:
+        asked = tuple(
+            (functools.partial(_drawn, kind(SCENES_SEED, count, TAGS, drawn=False)), count)
+            for kind, count in ((GenerationSet, recipe.num_scenes), (SpreadSet, recipe.num_crowds))
+        )
+
+    def encode() -> list[EncodedScenes]:
+        return [encode_scenes(backbone.model, draw, count, device=backbone.device) for draw, count in asked]
+
+    return stored_scenes(path, encode)
+
+
+def _drawn(scenes: GenerationSet | SpreadSet, index: int) -> tuple[Scene, str]:
+    return scenes.scene(index), scenes[index].caption
 
 
 def prepare(
@@ -321,8 +279,10 @@ def prepare(
     directory: Path,
     seed: int,
     autoencoder: PartRecipe = AUTOENCODER,
-    understanding: PartRecipe = UNDERSTANDING,
+    decoder: PartRecipe = DECODER,
+    understanding: UnderstandingRecipe = UNDERSTANDING,
     drawing: DrawingRecipe = DRAWING,
+    redrawing: DrawingRecipe = REDRAWING,
 ) -> OpenUni:
     """Build an OpenUni whose frozen parts are trained and which has learned to draw.
 
@@ -331,8 +291,10 @@ def prepare(
         directory: Where the parts are kept, so that a stopped run goes on.
         seed: Seed of every weight.
         autoencoder: How to train the autoencoder.
+        decoder: How its decoder goes on by itself.
         understanding: How to train the multimodal language model.
-        drawing: How to train the rest.
+        drawing: How to train the rest at first.
+        redrawing: How to go on with it, in larger batches.
 
     Raises:
         PrerequisiteError: If the card is not one of the embedded world's, or the folder cannot be written.
@@ -347,8 +309,13 @@ def prepare(
         built = build_tokenizer(vocab_size=card.config.llm.vocab_size)
         replace_file(tokenizer, lambda path: built.save(str(path)))
     backbone = fresh(card, tokenizer=tokenizer, seed=seed)
+    start_understanding(backbone.model, torch.Generator().manual_seed(seed))
+    _start_drawing(backbone, torch.Generator().manual_seed(seed))
+    backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     pretrain_autoencoder(backbone.model, autoencoder, directory=directory, seed=seed)
+    pretrain_decoder(backbone.model, decoder, directory=directory, seed=seed)
     logger.info("latents of unit deviation need the scale %s", latent_scale(backbone.model))
     pretrain_understanding(backbone, understanding, directory=directory, seed=seed)
     pretrain_drawing(backbone, drawing, directory=directory, seed=seed)
-    return backbone
+    pretrain_drawing(backbone, redrawing, directory=directory, seed=seed + 1, name="redrawing")
+    return backbone.to("cpu")

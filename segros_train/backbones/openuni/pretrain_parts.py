@@ -6,14 +6,9 @@ to draw scenes again, the multimodal language model to answer questions about th
 
 from __future__ import annotations
 
-import functools
 import logging
-import math
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,23 +17,38 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from segros_train.backbones import tiny
+from segros_train.backbones.dialogues import IGNORED
+from segros_train.backbones.encoded import kinds
+from segros_train.backbones.fitting import PartRecipe, fit
 from segros_train.backbones.instructions import INSTRUCTIONS
 from segros_train.backbones.openuni.adapter import OpenUni
+from segros_train.backbones.openuni.answering import next_token_loss
 from segros_train.backbones.openuni.model import OpenUniModel
-from segros_train.backbones.openuni.prompts import CAPTION, NO_CAPTION, SYSTEM
+from segros_train.backbones.openuni.prompts import (
+    ASSISTANT,
+    CAPTION,
+    END,
+    NO_CAPTION,
+    SYSTEM,
+    TURN_SEPARATOR,
+    USER,
+    Dialogue,
+    OpenUniTokenizer,
+)
 from segros_train.backbones.tiny import pixels
-from segros_train.data.shapes_language import caption, corpus, question
-from segros_train.data.shapes_world import Scene, crowded_scene, sample_scene
-from segros_train.files import append_jsonl, replace_file
+from segros_train.data.shapes_language import caption, caption_question, corpus, question
+from segros_train.data.shapes_world import CELL_PX, GRID, Scene, crowded_scene, sample_scene
+from segros_train.objective import mixed_precision
 from segros_train.types import InstructionBatch, Turn
 
 __all__ = [
-    "PartRecipe",
+    "UnderstandingRecipe",
     "build_tokenizer",
-    "fit",
     "latent_scale",
     "pretrain_autoencoder",
+    "pretrain_decoder",
     "pretrain_understanding",
+    "start_understanding",
 ]
 
 logger = logging.getLogger(__name__)
@@ -54,92 +64,23 @@ SPECIAL_TOKENS = (
 LATENT_NOISE = 0.1
 """Deviation of the error of latents that the decoder learns to forgive, in deviations of the latents."""
 LATENT_WEIGHT = 0.01
-DESCRIBED_SHARE = 0.4
+OBJECT_WEIGHT = 5.0
+"""Weight of the pixels of cells that hold an object, for the decoder by itself."""
 
 
 @dataclass(frozen=True)
-class PartRecipe:
-    """How one part is pretrained with AdamW.
+class UnderstandingRecipe(PartRecipe):
+    """How the multimodal language model is pretrained.
 
     Attributes:
-        steps: Updates.
-        batch_size: Scenes per update.
-        learning_rate: Peak rate, with a linear warm-up and a cosine to zero.
-        warmup_steps: Updates of the warm-up.
-        weight_decay: On parameters of more than one dimension.
-        checkpoint_steps: Updates between saved states.
+        num_texts: Dialogues about a caption alone, per update.
+        text_weight: Weight of their loss.
+        described_share: Share of pictures that are described rather than asked about.
     """
 
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int = 100
-    weight_decay: float = 0.01
-    checkpoint_steps: int = 200
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        warm = min(1.0, (step + 1) / self.warmup_steps)
-        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
-
-def fit(
-    modules: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    loss: Callable[[int, torch.Generator], Tensor],
-    recipe: PartRecipe,
-    *,
-    path: Path,
-    seed: int,
-    after: Callable[[], None] | None = None,
-) -> None:
-    """Minimise a loss, going on from the state in `path` if a stopped run left one there.
-
-    Args:
-        modules: What the state file keeps the weights of.
-        parameters: What is trained.
-        loss: Of a step's number and a generator that depends on seed and number alone.
-        recipe: How to train.
-        path: State file; a log of the same stem lies beside it.
-        seed: Seed of the steps.
-        after: Called after every update.
-    """
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-    first = 0
-    if path.exists():
-        saved = torch.load(path, weights_only=True)
-        modules.load_state_dict(saved["model"])
-        first = saved["step"]
-        if first < recipe.steps:
-            optimizer.load_state_dict(saved["optimizer"])
-    began = time.monotonic()
-    losses: list[float] = []
-    for step in range(first, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
-        value = loss(step, torch.Generator().manual_seed(seed * 1_000_003 + step))
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        if after is not None:
-            after()
-        done = step + 1
-        losses.append(value.item())
-        if done % 50 == 0:
-            mean = sum(losses) / len(losses)
-            record = {"step": done, "loss": round(mean, 5), "seconds": round(time.monotonic() - began, 1)}
-            append_jsonl(path.with_suffix(".jsonl"), record)
-            logger.info("%s %s", path.stem, record)
-            losses = []
-        if done % recipe.checkpoint_steps == 0 or done == recipe.steps:
-            state: dict[str, Any] = {"model": modules.state_dict(), "step": done}
-            state["optimizer"] = optimizer.state_dict()
-            replace_file(path, functools.partial(torch.save, state))
+    num_texts: int = 128
+    text_weight: float = 0.5
+    described_share: float = 0.25
 
 
 def build_tokenizer(*, vocab_size: int) -> Tokenizer:
@@ -186,6 +127,7 @@ def pretrain_autoencoder(model: OpenUniModel, recipe: PartRecipe, *, directory: 
         seed: Seed of the weights, the scenes and the errors.
     """
     vae = model.vae
+    device = model.meta_queries.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _start_almost_linear(vae)
@@ -193,10 +135,10 @@ def pretrain_autoencoder(model: OpenUniModel, recipe: PartRecipe, *, directory: 
 
     def loss(step: int, rng: torch.Generator) -> Tensor:
         draw = sample_scene if step % 3 == 2 else crowded_scene
-        images = pixels([draw(seed, step * recipe.batch_size + i) for i in range(recipe.batch_size)])
+        images = pixels([draw(seed, step * recipe.batch_size + i) for i in range(recipe.batch_size)]).to(device)
         latents = vae.encode(images, return_dict=False)[0]
         deviation, mean = torch.std_mean(latents, dim=(0, 2, 3))
-        noise = LATENT_NOISE * latents.std().detach() * torch.randn(latents.shape, generator=rng)
+        noise = LATENT_NOISE * latents.std().detach() * torch.randn(latents.shape, generator=rng).to(device)
         error = vae.decode(latents + noise, return_dict=False)[0] - images
         spread = (mean.square() + (deviation - 1).square()).mean()
         return error.square().mean() + 0.1 * error.abs().mean() + LATENT_WEIGHT * spread
@@ -205,20 +147,48 @@ def pretrain_autoencoder(model: OpenUniModel, recipe: PartRecipe, *, directory: 
     vae.requires_grad_(False)
 
 
+def pretrain_decoder(model: OpenUniModel, recipe: PartRecipe, *, directory: Path, seed: int) -> None:
+    """Train the autoencoder's decoder by itself, in place, with more weight on objects; latents stay what they are.
+
+    Args:
+        model: Its autoencoder is done.
+        recipe: How to train.
+        directory: Where `decoder.pt` and `decoder.jsonl` go.
+        seed: Seed of the scenes and the errors.
+    """
+    vae, device = model.vae, model.meta_queries.device
+    vae.decoder.requires_grad_(True)
+
+    def loss(step: int, rng: torch.Generator) -> Tensor:
+        draw = sample_scene if step % 3 == 2 else crowded_scene
+        scenes = [draw(seed + 2, step * recipe.batch_size + i) for i in range(recipe.batch_size)]
+        images = pixels(scenes).to(device)
+        with torch.no_grad():
+            latents = vae.encode(images, return_dict=False)[0]
+        noise = LATENT_NOISE * latents.std() * torch.randn(latents.shape, generator=rng).to(device)
+        error = vae.decode(latents + noise, return_dict=False)[0] - images
+        held = torch.stack([kinds(scene) for scene in scenes]).to(device).view(-1, 1, GRID, GRID) > 0
+        weights = 1 + (OBJECT_WEIGHT - 1) * held.float().repeat_interleave(CELL_PX, 2).repeat_interleave(CELL_PX, 3)
+        return (error.square().mean(1, keepdim=True) * weights).sum() / weights.sum() + 0.1 * error.abs().mean()
+
+    fit(vae, list(vae.decoder.parameters()), loss, recipe, path=directory / "decoder.pt", seed=seed)
+    vae.requires_grad_(False)
+
+
 @torch.no_grad()
 def latent_scale(model: OpenUniModel, *, num_scenes: int = 256, seed: int = 0) -> float:
     """Return the factor that gives the latents of ordinary scenes unit standard deviation."""
-    starts = range(0, num_scenes, 64)
+    starts, device = range(0, num_scenes, 64), model.meta_queries.device
     parts = [
-        model.vae.encode(pixels([sample_scene(seed, start + i) for i in range(64)]), return_dict=False)[0]
+        model.vae.encode(pixels([sample_scene(seed, start + i) for i in range(64)]).to(device), return_dict=False)[0]
         for start in starts
     ]
     return round(1 / torch.cat(parts).std().item(), 4)
 
 
 @torch.no_grad()
-def _start_lively(model: OpenUniModel, rng: torch.Generator) -> None:
-    """Give a narrow language model and vision tower weights that keep the scale of their input."""
+def start_understanding(model: OpenUniModel, rng: torch.Generator) -> None:
+    """Give a narrow language model and vision tower, on the CPU, weights that keep the scale of their input."""
     for parameter in model.lmm.parameters():
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=rng)
@@ -232,32 +202,52 @@ def _start_lively(model: OpenUniModel, rng: torch.Generator) -> None:
         layer.lambda_2.fill_(0.5)
 
 
-def dialogue(scene: Scene, rng: np.random.Generator) -> Turn:
+def dialogue(scene: Scene, rng: np.random.Generator, *, described_share: float) -> Turn:
     """Draw a question about a scene with its answer, or a request to describe it with its caption."""
-    if rng.random() < DESCRIBED_SHARE:
+    if rng.random() < described_share:
         return Turn(INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))], caption(scene))
     return question(scene, rng)
 
 
-def pretrain_understanding(backbone: OpenUni, recipe: PartRecipe, *, directory: Path, seed: int) -> None:
+def told_dialogue(tokenizer: OpenUniTokenizer, scene: Scene, rng: np.random.Generator) -> Dialogue:
+    """Tokenise a question that the caption answers, behind the caption as it stands in a request for an image."""
+    turn = caption_question(scene, rng)
+    asked = tokenizer.ids(USER + CAPTION + caption(scene) + "\n" + turn.question + ASSISTANT)
+    answered = tokenizer.ids(turn.answer + END + TURN_SEPARATOR)
+    return Dialogue(tuple(asked + answered), (IGNORED,) * len(asked) + tuple(answered))
+
+
+def pretrain_understanding(backbone: OpenUni, recipe: UnderstandingRecipe, *, directory: Path, seed: int) -> None:
     """Train the multimodal language model, in place, to answer and to describe.
 
+    Some questions are about a caption alone: what stands where in a text is what the queries of drawing will read.
+
     Args:
-        backbone: Its language model and vision tower are trained, then frozen again.
+        backbone: Its language model and vision tower, started, are trained, then frozen again.
         recipe: How to train.
         directory: Where `understanding.pt` and `understanding.jsonl` go.
-        seed: Seed of the weights, the scenes and the questions.
+        seed: Seed of the scenes and the questions.
     """
     model = backbone.model
-    _start_lively(model, torch.Generator().manual_seed(seed))
     model.lmm.requires_grad_(True)
 
     def loss(step: int, rng: torch.Generator) -> Tensor:
         start = step * recipe.batch_size
         scenes = [sample_scene(seed + 1, start + i) for i in range(recipe.batch_size)]
-        turns = [(dialogue(scene, np.random.default_rng((seed, start + i, 4))),) for i, scene in enumerate(scenes)]
+        turns = [
+            (dialogue(scene, np.random.default_rng((seed, start + i, 4)), described_share=recipe.described_share),)
+            for i, scene in enumerate(scenes)
+        ]
         ids = tuple(str(start + i) for i in range(recipe.batch_size))
-        return backbone.i2t_loss(InstructionBatch(pixels(scenes), tuple(turns), ids))
+        texts = [
+            told_dialogue(backbone.tokenizer, scene, np.random.default_rng((seed, start + i, 6)))
+            for i, scene in enumerate(scenes[: recipe.num_texts])
+        ]
+        with mixed_precision(backbone.device, torch.bfloat16):
+            seen = backbone.i2t_loss(InstructionBatch(pixels(scenes), tuple(turns), ids))
+            nothing = model.meta_queries.new_zeros(0, model.config.llm.hidden_size)
+            told = next_token_loss(model, nothing, texts, image_id=backbone.tokenizer.image_id)
+        return seen + recipe.text_weight * told
 
     parameters = [parameter for parameter in model.lmm.parameters() if parameter.requires_grad]
     fit(model.lmm, parameters, loss, recipe, path=directory / "understanding.pt", seed=seed)
