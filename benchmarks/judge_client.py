@@ -2,8 +2,9 @@
 
 Usage: `python benchmarks/judge_client.py [LATENCY_SECONDS ...]`. The server, a process of its own, answers any number
 of requests at once; with 64 in flight its limit is 64 / latency. What is sent is what `segros score compbench` sends:
-PNG files of 512 px, a file a request, with the text of `srum-2025-11`. Prints requests per second, the limit and the
-ratio at each latency, the processor time of the client, and the machine's load, without which a ratio says little.
+PNG files of 512 px, a file a request, with the text of `srum-2025-11`, and as many. Prints requests per second, the
+limit and the ratio at each latency, the processor time of the client, and the machine's load, without which a ratio
+says little.
 
 A 7B judge on vLLM with one data-centre GPU and 64 in flight is estimated to reply after about 2.5 s; no server has
 been measured. A request of some 650 tokens, 324 of them the image, takes about 10 TFLOP, so that a GPU that
@@ -32,7 +33,8 @@ from segros_eval.evaluators import JudgeRequest
 from segros_eval.evaluators.compbench_rules import srum_text
 from segros_eval.judge import JudgeClient, JudgeSettings
 
-IN_FLIGHT, ROUNDS = 64, 10
+IN_FLIGHT, NUM_REQUESTS = 64, 2400
+"""T2I-CompBench asks once about each of 2,400 pictures, 300 prompts in each of eight categories."""
 LATENCIES = (1.0, 2.5, 4.0)
 MODELS = {"object": "list", "data": [{"id": "fixed", "object": "model"}]}
 
@@ -110,7 +112,7 @@ def main(latencies: Sequence[float]) -> None:
     """Print a line for each latency."""
     os.environ["no_proxy"] = "*"
     with tempfile.TemporaryDirectory() as folder:
-        images = write_images(Path(folder), IN_FLIGHT * ROUNDS)
+        images = write_images(Path(folder), NUM_REQUESTS)
         for latency in latencies:
             sys.stdout.write(measure(latency, images))
             sys.stdout.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +20,24 @@ __all__ = ["show_outcomes", "show_plan", "show_problems", "show_result"]
 
 WORLDS = {"photo": "photographs", "shapes": "the embedded world of shapes"}
 MISSING = "–"
+
+
+WIDE = 1000
+
+
+class _Fitted:
+    """The first of several tables that is not wider than the terminal, else the last."""
+
+    def __init__(self, *tables: Table) -> None:
+        self.tables = tables
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        *wider, narrowest = self.tables
+        for table in wider:
+            if console.measure(table, options=options.update(max_width=WIDE)).maximum <= options.max_width:
+                yield table
+                return
+        yield narrowest
 
 
 def show_plan(plan: RunPlan) -> RenderableType:
@@ -82,7 +100,7 @@ def show_outcomes(outcomes: Sequence[Outcome], reference: Reference) -> Renderab
             for outcome in scored
             if outcome.result and (outcome.result.evaluator, outcome.result.world) == (evaluator, world)
         ]
-        parts += [_results_table(group, reference), *_notes([one.result for one in group if one.result])]
+        parts += [_results_tables(group, reference), *_notes([one.result for one in group if one.result])]
     failed = [outcome for outcome in outcomes if outcome.failure]
     for outcome in failed:
         what = f"{outcome.stage.folder}, {outcome.cell.task.name}" if outcome.cell else outcome.stage.folder
@@ -99,7 +117,7 @@ def show_result(result: Result, title: str, reference: Reference) -> RenderableT
 
 
 def _frame(title: str, lead: Sequence[str], columns: Sequence[Column], *, headline: str) -> Table:
-    """Return an empty table whose columns fit a terminal of a hundred characters."""
+    """Return an empty table whose columns keep their width."""
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
@@ -109,7 +127,7 @@ def _frame(title: str, lead: Sequence[str], columns: Sequence[Column], *, headli
         title_justify="left",
     )
     for name in lead:
-        table.add_column(name, min_width=10)
+        table.add_column(name, min_width=10, no_wrap=True)
     for column in columns:
         name = f"{column.title} [95%]" if column.metric == headline else column.title
         table.add_column(Text(name), justify="right", no_wrap=True)
@@ -118,9 +136,22 @@ def _frame(title: str, lead: Sequence[str], columns: Sequence[Column], *, headli
     return table
 
 
-def _results_table(outcomes: Sequence[Outcome], reference: Reference) -> Table:
+def _results_tables(outcomes: Sequence[Outcome], reference: Reference) -> RenderableType:
+    """Return the results with every column, or with the headline alone where the terminal is too narrow for that."""
+    first = next(outcome.result for outcome in outcomes if outcome.result is not None)
+    columns = _columns(first, reference)
+    whole = _results_table(outcomes, columns, reference)
+    headline = [column for column in columns if column.metric == first.headline]
+    if not headline or len(headline) == len(columns):
+        return whole
+    short = _results_table(outcomes, headline, reference)
+    short.caption = "Other columns need a wider terminal."
+    short.caption_justify = "left"
+    return _Fitted(whole, short)
+
+
+def _results_table(outcomes: Sequence[Outcome], columns: Sequence[Column], reference: Reference) -> Table:
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
-    columns = _columns(results[0], reference)
     many_backbones = len({result.backbone for result in results}) > 1
     many_seeds = len({result.seeds for result in results}) > 1
     first = outcomes[0]
