@@ -2,12 +2,13 @@ r"""The decoders of the detector on a CPU, without what only training needs.
 
 Mask logits are products of a query's vector with the features of the cells. transformers makes them at full resolution
 after every layer, of all queries; but the layers before the last only ask at which cells of a coarse map a logit is
-negative, and bringing to another size is linear as the product is: for features $F$, their reduction $R$, the mask
+negative, and bringing to another size is linear as the product is: for features $F$, their reduction $R(F)$, the mask
 projection $W, b$ and a query's vector $e$
 
-    $R((e^T (W F + b)) = (W^T e)^T R(F) + e^T b.$
+    $R(e^T (W F + b)) = (W^T e)^T R(F) + e^T b.$
 
-So features are reduced once per level, and the projection is applied to queries instead of cells.
+So features are reduced once per level, and the projection is applied to queries instead of cells. Maps keep their
+channels last, as the layers of single cells want them.
 
 Source: Cheng et al. 2022, Mask2Former; the same function as in transformers, to rounding.
 """
@@ -25,7 +26,7 @@ from torch.nn import functional
 from segros_eval.detector_attention import gathered_attention
 from segros_eval.detector_swin import ROWS_AT_ONCE
 
-__all__ = ["PixelFeatures", "decoded_queries", "mask_logits", "pixel_features"]
+__all__ = ["PixelFeatures", "decoded_queries", "group_terms", "mask_logits", "pixel_features"]
 
 
 class PixelFeatures(NamedTuple):
@@ -61,7 +62,7 @@ def pixel_features(decoder: Any, maps: Sequence[Tensor]) -> PixelFeatures:
     for layer in decoder.encoder.layers:
         attended = gathered_attention(layer.self_attn, states, positions=positions, centres=centres, shapes=shapes)
         states = layer.self_attn_layer_norm(attended.add_(states))
-        for part in states.flatten(0, 1).split(ROWS_AT_ONCE):
+        for part in states.view(-1, states.shape[-1]).split(ROWS_AT_ONCE):
             part.copy_(layer.final_layer_norm(layer.fc2(layer.fc1(part).relu_()).add_(part)))
     levels = [
         level.unflatten(1, shape)
@@ -72,7 +73,7 @@ def pixel_features(decoder: Any, maps: Sequence[Tensor]) -> PixelFeatures:
     summed = _channels_first(_projected(lateral, finest)).add_(enlarged)
     convolution, norm, _ = output
     convolved = convolution(summed).permute(0, 2, 3, 1).contiguous()
-    scale, shift = _of_groups(norm, convolved)
+    scale, shift = group_terms(norm, convolved)
     return PixelFeatures(levels, torch.addcmul(shift, convolved, scale, out=convolved).relu_())
 
 
@@ -125,6 +126,28 @@ def mask_logits(module: Any, queries: Tensor, cells: Tensor, mask_projection: An
     return logits.unflatten(-1, cells.shape[1:3])
 
 
+def group_terms(norm: Any, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a GroupNorm multiplies cells by and what it adds, [B, 1, 1, D] each.
+
+    torch's own way with channels that come last takes the difference of large sums, which costs digits. Here a group's
+    variance is the mean of its channels' variances and the variance of their means.
+
+    Args:
+        norm: The GroupNorm.
+        cells: [B, height, width, D].
+    """
+    rows = cells.flatten(1, 2)
+    means = rows.mean(1)
+    squares = [(part - means[:, None]).square_().sum(1) for part in rows.split(ROWS_AT_ONCE, 1)]
+    variances = torch.stack(squares).sum(0) / rows.shape[1]
+    of_channels, within = (given.unflatten(-1, (norm.num_groups, -1)) for given in (means, variances))
+    centre = of_channels.mean(-1, keepdim=True)
+    variance = (within + (of_channels - centre).square()).mean(-1, keepdim=True)
+    scale = (variance + norm.eps).rsqrt().expand_as(of_channels).flatten(1) * norm.weight
+    shift = norm.bias - centre.expand_as(of_channels).flatten(1) * scale
+    return scale[:, None, None], shift[:, None, None]
+
+
 def _attended(attention: Any, queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
     """Return what [B, Q, D] queries take from those of [B, T, D] keys that [B, Q, T] says they see."""
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
@@ -147,26 +170,8 @@ def _projected(layer: Any, cells: Tensor) -> Tensor:
     """Return [B, height, width, D] behind a convolution of single cells and its norm."""
     convolution, norm = layer
     projected = functional.linear(cells, convolution.weight.flatten(1), convolution.bias)
-    scale, shift = _of_groups(norm, projected)
+    scale, shift = group_terms(norm, projected)
     return torch.addcmul(shift, projected, scale, out=projected)
-
-
-def _of_groups(norm: Any, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what multiplies [B, height, width, D] cells and what is added for a GroupNorm, [B, 1, 1, D] each.
-
-    torch's own way with channels that come last takes the difference of large sums, which costs digits. A group's
-    variance is the mean of its channels' variances and the variance of their means.
-    """
-    rows = cells.flatten(1, 2)
-    means = rows.mean(1)
-    squares = [(part - means[:, None]).square_().sum(1) for part in rows.split(ROWS_AT_ONCE, 1)]
-    variances = torch.stack(squares).sum(0) / rows.shape[1]
-    of_channels, within = (given.unflatten(-1, (norm.num_groups, -1)) for given in (means, variances))
-    centre = of_channels.mean(-1, keepdim=True)
-    variance = (within + (of_channels - centre).square()).mean(-1, keepdim=True)
-    scale = (variance + norm.eps).rsqrt().expand_as(of_channels).flatten(1) * norm.weight
-    shift = norm.bias - centre.expand_as(of_channels).flatten(1) * scale
-    return scale[:, None, None], shift[:, None, None]
 
 
 def _channels_first(cells: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class DetectorNetwork(nn.Module):
         self.class_predictor = nn.Linear(config.feature_dim, config.num_classes + 1)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last layer's logits.
+        """Return the last layer's logits; on a CPU by ways of our own, for inference alone.
 
         Args:
             pixels: [B, 3, height, width], normalised, sides multiples of 32.
@@ -117,7 +117,7 @@ class DetectorNetwork(nn.Module):
         return self.class_predictor(queries), masks
 
     def in_transformers(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same as transformers computes it; arguments and result are those of `forward`."""
+        """Return the same, to rounding, as transformers computes it; arguments and result are those of `forward`."""
         # Padding takes part in attention, as in mmdet: there is no pixel mask.
         seen = self.model(pixels, output_hidden_states=True)
         queries = seen.transformer_decoder_intermediate_states[-1].transpose(0, 1)

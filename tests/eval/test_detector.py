@@ -22,6 +22,7 @@ from segros_eval.catalog import load_catalog
 from segros_eval.detector import PhotoDetector
 from segros_eval.detector_attention import gathered_attention
 from segros_eval.detector_colors import load_clip
+from segros_eval.detector_decoders import group_terms
 from segros_eval.detector_files import checked_checkpoint, detector_files
 from segros_eval.detector_masks import prepare, select_instances
 from segros_eval.detector_swin import windows
@@ -110,6 +111,18 @@ def test_every_cell_of_a_map_has_one_place_in_its_windows(shift: int) -> None:
     assert not where.blanks[where.places].any()
 
 
+def test_group_norms_keep_their_digits_where_means_are_large() -> None:
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(4, 8)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    cells = torch.randn(2, 50, 60, 8) * torch.rand(8) + 20 * torch.randn(4).repeat_interleave(2)
+    with torch.inference_mode():
+        scale, shift = group_terms(norm, cells)
+        expected = norm.double()(cells.double().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        torch.testing.assert_close((cells * scale + shift).double(), expected, rtol=0, atol=5e-5)
+
+
 @pytest.mark.parametrize(("size", "resized"), [((96, 96), (96, 96)), ((640, 64), (16, 160)), ((30, 20), (96, 144))])
 def test_sides_follow_mmdets_rule_and_padding_is_grey(size: tuple[int, int], resized: tuple[int, int]) -> None:
     prepared = prepare(Image.new("RGB", size, (1, 2, 3)), SMALL)
@@ -147,6 +160,18 @@ def test_where_no_candidate_can_pass_there_is_no_instance() -> None:
     image = prepare(Image.new("RGB", (96, 96)), SMALL)
     found = select_instances(torch.zeros(2, 81), torch.ones(2, 24, 24), image, max_per_image=4, min_score=0.3)
     assert len(found.scores) == 0 and found.masks.shape == (0, 96, 96)
+
+
+def test_classes_of_one_query_share_its_mask_and_rank_by_their_probabilities() -> None:
+    image = prepare(Image.new("RGB", (96, 96)), SMALL)
+    classes = torch.zeros(3, 81)
+    classes[1, 4], classes[1, 7], classes[2, 5] = 9, 8, 12
+    masks = torch.randn(3, 24, 24)
+    found = select_instances(classes, masks, image, max_per_image=3, min_score=0)
+    assert found.labels.tolist() == [5, 4, 7]
+    assert torch.equal(found.masks[1], found.masks[2]) and not torch.equal(found.masks[0], found.masks[1])
+    probabilities = classes.softmax(-1)[1, [4, 7]]
+    torch.testing.assert_close(found.scores[1] / found.scores[2], probabilities[0] / probabilities[1])
 
 
 def test_images_of_several_sizes_come_back_in_order(network: DetectorNetwork) -> None:
