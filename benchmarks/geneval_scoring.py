@@ -13,7 +13,6 @@ turns, and their ratio.
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +25,6 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from segros_eval.detector import PhotoDetector
-from segros_eval.detector_attention import GatheredAttention, SampledAttention
 from segros_eval.detector_colors import MODEL, ColorClassifier, named_colors
 from segros_eval.detector_masks import normalised, prepare
 from segros_eval.detector_weights import DetectorConfig, DetectorNetwork
@@ -53,10 +51,7 @@ class OneByOne:
     """The official scripts' way."""
 
     def __init__(self, network: DetectorNetwork, classifier: ColorClassifier) -> None:
-        self.network, self.classifier = copy.deepcopy(network), classifier
-        for module in self.network.modules():
-            if isinstance(module, GatheredAttention):
-                module.__class__ = SampledAttention
+        self.network, self.classifier = network, classifier
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
@@ -70,7 +65,7 @@ class OneByOne:
     def _one(self, image: Image.Image) -> list[Detection]:
         config = self.network.config
         prepared = prepare(image, config)
-        class_logits, mask_logits = self.network(normalised([prepared], config, CPU))
+        class_logits, mask_logits = self.network.in_transformers(normalised([prepared], config, CPU))
         masks = interpolate(mask_logits, size=prepared.pixels.shape[:2], mode="bilinear")
         masks = masks[:, :, : prepared.resized[0], : prepared.resized[1]]
         masks = interpolate(masks, size=prepared.original, mode="bilinear")[0]

@@ -1,10 +1,11 @@
 r"""Deformable attention on a CPU as one weighted sum of gathered rows.
 
-A query looks at P points of each of L levels, for each of its heads: with weights $a_{lp}$ summing to 1 it takes
+A query looks at P points of each of L levels, for each of its N heads: with weights $a_{lp}$ summing to 1 it takes
 $\sum_{lp} a_{lp} V_l(x_{lp})$, where $V_l(x)$ is the level's value at a point between cells, bilinear and zero outside.
 A bilinear value is itself a weighted sum of four cells, so that the whole is a sum of 4 L P rows of values with weights
 that are products; `embedding_bag` computes such sums many times faster than sampling each level as an image does.
-Levels get a border of zeros, and points are held to it, so that no point needs a case of its own.
+Levels get a border of zeros, and points are held to it, so that no point needs a case of its own. Queries go some at a
+time, with a column per head, level and point, so that all of their numbers stay in the caches.
 
 Source: Zhu et al. 2020, Deformable DETR, equation (3); the same function as in transformers, to rounding.
 """
@@ -12,91 +13,114 @@ Source: Zhu et al. 2020, Deformable DETR, equation (3); the same function as in 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.models.mask2former.modeling_mask2former import (
-    Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention as SampledAttention,
-)
 
-__all__ = ["GatheredAttention", "SampledAttention", "attend"]
+__all__ = ["gathered_attention"]
 
-
-class GatheredAttention(SampledAttention):
-    """The attention of transformers' pixel decoder, which on a CPU gathers instead of sampling."""
-
-    @classmethod
-    def like(cls, other: Any) -> GatheredAttention:
-        """Return one of the sizes of another, a `SampledAttention`."""
-        return cls(other.d_model, other.n_heads, other.n_levels, other.n_points)
-
-    def forward(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
-        """Attend; arguments and result are those of transformers, the weights being left out on a CPU.
-
-        Args:
-            hidden_states: [B, Q, D].
-            *arguments: As transformers takes them.
-            **named: The same, `encoder_hidden_states`, `position_embeddings`, `reference_points` [B, Q, L, 2] in
-                0..1 and `spatial_shapes_list` among them. There is no padding that a mask would hide.
-        """
-        if arguments or hidden_states.device.type != "cpu":
-            attended: tuple[Tensor, Tensor | None] = super().forward(hidden_states, *arguments, **named)
-            return attended
-        shapes: Sequence[tuple[int, int]] = named["spatial_shapes_list"]
-        queries = hidden_states + named["position_embeddings"]
-        heads, levels, points = self.n_heads, self.n_levels, self.n_points
-        values = self.value_proj(named["encoder_hidden_states"]).unflatten(-1, (heads, -1))
-        weights = self.attention_weights(queries).unflatten(-1, (heads, -1)).softmax(-1)
-        offsets = self.sampling_offsets(queries).unflatten(-1, (heads, levels, points, 2))
-        # A point in cells: the centre of the first cell lies at 0, and offsets are in cells already.
-        sides = queries.new_tensor([(width, height) for height, width in shapes])
-        centres = named["reference_points"] * sides - 0.5
-        places = offsets.add_(centres[:, :, None, :, None, :])
-        return self.output_proj(attend(values, places, weights.unflatten(-1, (levels, points)), shapes=shapes)), None
+_ROWS_AT_ONCE = 1024
 
 
-def attend(values: Tensor, places: Tensor, weights: Tensor, *, shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """Return the weighted sums of values at points between cells, [B, Q, N D].
+@dataclass(frozen=True)
+class _Columns:
+    """Numbers of the N L P columns, [N L P] each, where row N c + n holds the values of cell c for head n.
+
+    Attributes:
+        sides: [2, N L P] width and height of the level, in cells.
+        strides: Rows from a cell to that below.
+        starts: Row of the level's first cell, for the head.
+        num_heads: N, the rows from a cell to that beside it.
+    """
+
+    sides: Tensor
+    strides: Tensor
+    starts: Tensor
+    num_heads: int
+
+
+def gathered_attention(
+    attention: Any, states: Tensor, *, positions: Tensor, centres: Tensor, shapes: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Return what the cells of all levels take from each other, [B, T, D].
 
     Args:
-        values: [B, cells of all levels, N, D] for N heads.
-        places: [B, Q, N, L, P, 2] x and y in cells of the level.
-        weights: [B, Q, N, L, P].
+        attention: A `Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention` of transformers.
+        states: [B, T, D] of the T cells of all levels, level by level. There is no padding that a mask would hide.
+        positions: [T, D], added to the states for queries.
+        centres: [T, 2] x and y of each cell in 0..1.
         shapes: Height and width of each level.
     """
-    num_images, _, num_heads, width_of_head = values.shape
-    # One cell of zeros before, two behind: a point at the far border has a neighbour behind it.
-    levels = [
-        functional.pad(level.permute(0, 2, 1, 3).reshape(-1, height, width, width_of_head), (0, 0, 1, 2, 1, 2))
-        for level, (height, width) in zip(values.split([h * w for h, w in shapes], 1), shapes, strict=True)
-    ]
-    rows = torch.cat([level.flatten(1, 2) for level in levels], dim=1)
-    far = places.new_tensor([(width, height) for height, width in shapes])[:, None]
-    held = places.clamp(min=-1).minimum(far)
-    near = held.floor()
-    right, below = (held - near).unbind(-1)
-    column, row = near.to(torch.int32).unbind(-1)
+    columns = _columns(shapes, num_heads=attention.n_heads, num_points=attention.n_points)
+    offsets = attention.sampling_offsets
+    projections = zip(offsets.weight.unflatten(0, (-1, 2)).unbind(1), offsets.bias.view(-1, 2).unbind(1), strict=True)
+    across, down = projections
+    taken = torch.empty_like(states)
+    for image, values in enumerate(attention.value_proj(states)):
+        rows = _bordered(values, shapes).view(-1, values.shape[1] // attention.n_heads)
+        for start in range(0, len(values), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            queries = states[image, part] + positions[part]
+            # A point in cells: the centre of the first cell lies at 0, and offsets are in cells already.
+            x, y = (
+                functional.linear(queries, *projection).add_(centres[part, axis, None] * sides - 0.5)
+                for axis, (projection, sides) in enumerate(zip((across, down), columns.sides, strict=True))
+            )
+            logits = attention.attention_weights(queries).unflatten(-1, (attention.n_heads, -1))
+            # As `softmax` does it, which is slow over so few numbers.
+            shares = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+            weights = shares.div_(shares.sum(-1, keepdim=True)).flatten(1)
+            taken[image, part] = _sums(rows, x, y, weights, columns)
+    projected: Tensor = attention.output_proj(taken)
+    return projected
 
-    def numbers(found: Sequence[int]) -> Tensor:
-        return torch.tensor(found, dtype=torch.int32)[:, None]
 
-    strides = numbers([width + 3 for _, width in shapes])
-    sizes = [level.shape[1] * level.shape[2] for level in levels]
-    starts = numbers([0, *accumulate(sizes[:-1])]) + strides + 1
-    maps = torch.arange(num_images * num_heads, dtype=torch.int32).view(num_images, 1, num_heads, 1, 1)
-    corner = row * strides + column + (maps * sum(sizes) + starts)
-    corners = torch.stack([corner, corner + 1, corner + strides, corner + strides + 1], dim=-1)
+def _sums(rows: Tensor, x: Tensor, y: Tensor, weights: Tensor, columns: _Columns) -> Tensor:
+    """Return the weighted sums of rows of values at [Q, N L P] points between cells, [Q, N D]."""
+    (widths, heights), strides, num_heads = columns.sides, columns.strides, columns.num_heads
+    held_x, held_y = (torch.clamp(given, -torch.ones_like(far), far) for given, far in ((x, widths), (y, heights)))
+    column, row = held_x.floor(), held_y.floor()
+    right, below = held_x - column, held_y - row
+    # Whole numbers below 2^24 are exact in float32.
+    corner = torch.addcmul(columns.starts, row, strides).add_(column, alpha=num_heads).to(torch.int32)
+    under = corner + strides.to(torch.int32)
     lower = weights * below
     upper = weights - lower
     upper_right, lower_right = upper * right, lower * right
-    shares = torch.stack([upper - upper_right, upper_right, lower - lower_right, lower_right], dim=-1)
-    sums = functional.embedding_bag(
-        corners.flatten(0, 2).flatten(1),
-        rows.flatten(0, 1),
-        mode="sum",
-        per_sample_weights=shares.flatten(0, 2).flatten(1),
+    corners = (corner, corner + num_heads, under, under + num_heads)
+    shares = (upper - upper_right, upper_right, lower - lower_right, lower_right)
+    indices, factors = (
+        torch.cat([one.view(len(x) * num_heads, -1) for one in four], dim=1) for four in (corners, shares)
     )
-    return sums.view(num_images, -1, num_heads * width_of_head)
+    return functional.embedding_bag(indices, rows, mode="sum", per_sample_weights=factors).view(len(x), -1)
+
+
+def _bordered(values: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """Return [T, D] values with zeros around each level: a cell before, and two behind for a border's neighbours."""
+    levels = values.split([height * width for height, width in shapes])
+    bordered = [
+        functional.pad(level.unflatten(0, shape), (0, 0, 1, 2, 1, 2)).flatten(0, 1)
+        for level, shape in zip(levels, shapes, strict=True)
+    ]
+    return torch.cat(bordered)
+
+
+def _columns(shapes: Sequence[tuple[int, int]], *, num_heads: int, num_points: int) -> _Columns:
+    sizes = [(height + 3) * (width + 3) for height, width in shapes]
+    firsts = [start + width + 4 for start, (_, width) in zip(accumulate(sizes[:-1], initial=0), shapes, strict=True)]
+
+    def spread(of_levels: Sequence[int]) -> Tensor:
+        return torch.tensor(of_levels, dtype=torch.float32).repeat_interleave(num_points).repeat(num_heads)
+
+    heads = torch.arange(num_heads, dtype=torch.float32).repeat_interleave(len(shapes) * num_points)
+    sides = torch.stack([spread([width for _, width in shapes]), spread([height for height, _ in shapes])])
+    return _Columns(
+        sides=sides,
+        strides=num_heads * spread([width + 3 for _, width in shapes]),
+        starts=num_heads * spread(firsts) + heads,
+        num_heads=num_heads,
+    )

@@ -29,6 +29,7 @@ from segros_eval.detector_weights import DetectorConfig
 __all__ = ["Instances", "Prepared", "normalised", "prepare", "select_instances"]
 
 _EPSILON = 1e-6
+_MASKS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -114,24 +115,27 @@ def select_instances(
         passing = best > np.float32(min_score).item()
         best, places = best[passing], places[passing]
     queries, labels = places // num_classes, places % num_classes
-    logits = _enlarged(mask_logits, queries, image)
-    masks = logits > 0
-    area = masks.flatten(1).sum(1, dtype=torch.float32)
-    inside = (logits.sigmoid() * masks).flatten(1).sum(1)
-    return Instances(labels, best * (inside / (area + _EPSILON)), _boxes(masks), masks)
-
-
-def _enlarged(mask_logits: Tensor, queries: Tensor, image: Prepared) -> Tensor:
-    """Return the mask logits of some queries at the image's own size, [K, height, width]."""
-    if not len(queries):
-        return mask_logits.new_zeros((0, *image.original))
+    # Classes of one query share its mask.
     unique, inverse = queries.unique(return_inverse=True)
+    parts = [_measured(mask_logits[part], image) for part in unique.split(_MASKS_AT_ONCE)]
+    masks, means, boxes = (torch.cat(column)[inverse] for column in zip(*parts, strict=True))
+    return Instances(labels, best * means, boxes, masks)
+
+
+def _measured(mask_logits: Tensor, image: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+    """Return masks [K, height, width] of the image's own size, their mean sigmoids [K] and their boxes [K, 4]."""
+    if not len(mask_logits):
+        empty = mask_logits.new_zeros((0, *image.original), dtype=torch.bool)
+        return empty, mask_logits.new_zeros(0), _boxes(empty)
     padded = image.pixels.shape[:2]
-    logits = functional.interpolate(mask_logits[unique][None].float(), size=padded, mode="bilinear")[0]
+    logits = functional.interpolate(mask_logits[None].float(), size=padded, mode="bilinear")[0]
     logits = logits[:, : image.resized[0], : image.resized[1]]
     if tuple(logits.shape[-2:]) != image.original:
         logits = functional.interpolate(logits[None], size=image.original, mode="bilinear")[0]
-    return logits[inverse]
+    masks = logits > 0
+    area = masks.flatten(1).sum(1, dtype=torch.float32)
+    inside = (logits.sigmoid() * masks).flatten(1).sum(1)
+    return masks, inside / (area + _EPSILON), _boxes(masks)
 
 
 def _boxes(masks: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig, Mask2FormerModel, SwinConfig
 
-from segros_eval.detector_attention import GatheredAttention, SampledAttention
+from segros_eval.detector_decoders import decoded_queries, mask_logits, pixel_features
+from segros_eval.detector_swin import swin_features
 from segros_train.errors import PrerequisiteError
 
 __all__ = ["DetectorConfig", "DetectorNetwork", "from_mmdet", "load_network", "read_checkpoint", "to_mmdet_3"]
@@ -96,13 +97,10 @@ class DetectorNetwork(nn.Module):
         self.config = config
         with _group_norms(config.num_groups):
             self.model = Mask2FormerModel(_hf_config(config))
-        for layer in self.model.pixel_level_module.decoder.encoder.layers:
-            assert isinstance(layer.self_attn, SampledAttention)
-            layer.self_attn = GatheredAttention.like(layer.self_attn)
         self.class_predictor = nn.Linear(config.feature_dim, config.num_classes + 1)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last layer's logits.
+        """Return the last layer's logits; on a CPU by ways of our own, for inference alone.
 
         Args:
             pixels: [B, 3, height, width], normalised, sides multiples of 32.
@@ -110,6 +108,16 @@ class DetectorNetwork(nn.Module):
         Returns:
             Class logits [B, Q, C + 1], the last class being "none"; mask logits [B, Q, height / 4, width / 4].
         """
+        if pixels.device.type != "cpu":
+            return self.in_transformers(pixels)
+        module, levels = self.model.transformer_module, self.model.pixel_level_module
+        features = pixel_features(levels.decoder, swin_features(levels.encoder, pixels))
+        queries = decoded_queries(module, features, levels.decoder.mask_projection)
+        masks = mask_logits(module, queries, features.cells, levels.decoder.mask_projection)
+        return self.class_predictor(queries), masks
+
+    def in_transformers(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same, to rounding, as transformers computes it; arguments and result are those of `forward`."""
         # Padding takes part in attention, as in mmdet: there is no pixel mask.
         seen = self.model(pixels, output_hidden_states=True)
         queries = seen.transformer_decoder_intermediate_states[-1].transpose(0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from transformers.models.mask2former.modeling_mask2former import (
+    Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention,
+)
 
 from segros_eval import detector_colors
 from segros_eval.catalog import load_catalog
 from segros_eval.detector import PhotoDetector
-from segros_eval.detector_attention import GatheredAttention, SampledAttention
+from segros_eval.detector_attention import gathered_attention
 from segros_eval.detector_colors import load_clip
+from segros_eval.detector_decoders import group_terms
 from segros_eval.detector_files import checked_checkpoint, detector_files
 from segros_eval.detector_masks import prepare, select_instances
+from segros_eval.detector_swin import windows
 from segros_eval.detector_weights import DetectorConfig, DetectorNetwork
 from segros_eval.evaluators.geneval import GenEval
 from segros_eval.store import read_image
@@ -59,24 +65,62 @@ def test_groups_of_the_norms_are_as_configured_and_torch_is_left_as_it_was(netwo
 @pytest.mark.parametrize("num_images", (1, 3))
 def test_gathered_attention_is_that_of_transformers_wherever_a_point_falls(num_images: int) -> None:
     torch.manual_seed(0)
-    shapes = [(3, 5), (6, 10), (12, 20)]
+    # More cells than are gathered at once.
+    shapes = [(3, 5), (24, 20), (48, 40)]
     num_cells = sum(height * width for height, width in shapes)
-    ours = GatheredAttention(16, 4, 3, 4)
+    theirs = Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(16, 4, 3, 4)
     # Offsets of many cells: points fall far outside, on the borders and on the centres of cells.
-    nn.init.normal_(ours.sampling_offsets.weight, std=4.0)
-    ours.sampling_offsets.bias.data = torch.randint(-2, 3, (96,)).float()
-    theirs = SampledAttention(16, 4, 3, 4)
-    theirs.load_state_dict(ours.state_dict())
-    states, positions = torch.randn(2, num_images, num_cells, 16)
-    states[:, 0] = positions[:, 0] = 0
-    given = {
-        "encoder_hidden_states": torch.randn(num_images, num_cells, 16),
-        "position_embeddings": positions,
-        "reference_points": torch.rand(num_images, num_cells, 3, 2),
-        "spatial_shapes_list": shapes,
-    }
+    nn.init.normal_(theirs.sampling_offsets.weight, std=4.0)
+    theirs.sampling_offsets.bias.data = torch.randint(-2, 3, (96,)).float()
+    states, positions = torch.randn(num_images, num_cells, 16), torch.randn(num_cells, 16)
+    states[:, 0] = positions[0] = 0
+    centres = torch.rand(num_cells, 2)
     with torch.inference_mode():
-        torch.testing.assert_close(ours(states, **given)[0], theirs(states, **given)[0], rtol=1e-5, atol=1e-5)
+        ours = gathered_attention(theirs, states, positions=positions, centres=centres, shapes=shapes)
+        expected, _ = theirs(
+            states,
+            encoder_hidden_states=states,
+            position_embeddings=positions,
+            reference_points=centres[None, :, None].expand(num_images, -1, 3, -1),
+            spatial_shapes_list=shapes,
+        )
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (160, 224)])
+@pytest.mark.parametrize("num_images", (1, 2))
+def test_on_a_cpu_the_logits_are_those_of_transformers(height: int, width: int, num_images: int) -> None:
+    torch.manual_seed(0)
+    network = DetectorNetwork(replace(SMALL, depths=(2, 2, 2, 2), encoder_layers=2, decoder_layers=4))
+    network = network.eval().requires_grad_(False)
+    # Biases and tables begin as zeros, which would hide where they are added, and masks cover nearly all or nothing.
+    for name, parameter in network.named_parameters():
+        if name.endswith(("bias", "bias_table")):
+            nn.init.normal_(parameter, std=0.5)
+    pixels = torch.randn(num_images, 3, height, width)
+    with torch.inference_mode():
+        for ours, theirs in zip(network(pixels), network.in_transformers(pixels), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shift", (0, 3))
+def test_every_cell_of_a_map_has_one_place_in_its_windows(shift: int) -> None:
+    where = windows(9, 16, side=7, shift=shift)
+    assert len(where.cells) == 14 * 21 and where.blanks.sum() == 14 * 21 - 9 * 16
+    assert torch.equal(where.cells[where.places], torch.arange(9 * 16))
+    assert not where.blanks[where.places].any()
+
+
+def test_group_norms_keep_their_digits_where_means_are_large() -> None:
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(4, 8)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    cells = torch.randn(2, 50, 60, 8) * torch.rand(8) + 20 * torch.randn(4).repeat_interleave(2)
+    with torch.inference_mode():
+        scale, shift = group_terms(norm, cells)
+        expected = norm.double()(cells.double().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        torch.testing.assert_close((cells * scale + shift).double(), expected, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize(("size", "resized"), [((96, 96), (96, 96)), ((640, 64), (16, 160)), ((30, 20), (96, 144))])
@@ -116,6 +160,18 @@ def test_where_no_candidate_can_pass_there_is_no_instance() -> None:
     image = prepare(Image.new("RGB", (96, 96)), SMALL)
     found = select_instances(torch.zeros(2, 81), torch.ones(2, 24, 24), image, max_per_image=4, min_score=0.3)
     assert len(found.scores) == 0 and found.masks.shape == (0, 96, 96)
+
+
+def test_classes_of_one_query_share_its_mask_and_rank_by_their_probabilities() -> None:
+    image = prepare(Image.new("RGB", (96, 96)), SMALL)
+    classes = torch.zeros(3, 81)
+    classes[1, 4], classes[1, 7], classes[2, 5] = 9, 8, 12
+    masks = torch.randn(3, 24, 24)
+    found = select_instances(classes, masks, image, max_per_image=3, min_score=0)
+    assert found.labels.tolist() == [5, 4, 7]
+    assert torch.equal(found.masks[1], found.masks[2]) and not torch.equal(found.masks[0], found.masks[1])
+    probabilities = classes.softmax(-1)[1, [4, 7]]
+    torch.testing.assert_close(found.scores[1] / found.scores[2], probabilities[0] / probabilities[1])
 
 
 def test_images_of_several_sizes_come_back_in_order(network: DetectorNetwork) -> None:
