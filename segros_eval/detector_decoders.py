@@ -185,13 +185,9 @@ def _centres(height: int, width: int) -> Tensor:
     return torch.stack([across.expand(height, width), down[:, None].expand(height, width)], dim=-1).flatten(0, 1)
 
 
-def _positions(embedding: Any, height: int, width: int) -> Tensor:
-    """Return the sines of positions, [height width, D]."""
-    return _sines(embedding, height, width)
-
-
 @lru_cache(maxsize=16)
 @torch.inference_mode(mode=False)
-def _sines(embedding: Any, height: int, width: int) -> Tensor:
+def _positions(embedding: Any, height: int, width: int) -> Tensor:
+    """Return the sines of positions, [height width, D]."""
     found: Tensor = embedding(torch.Size((1, 1, height, width)), torch.device("cpu"), torch.float32)
     return found[0].flatten(1).T.contiguous()

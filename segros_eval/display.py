@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -20,9 +21,8 @@ __all__ = ["show_outcomes", "show_plan", "show_problems", "show_result"]
 
 WORLDS = {"photo": "photographs", "shapes": "the embedded world of shapes"}
 MISSING = "–"
-
-
 WIDE = 1000
+"""More characters than any table takes."""
 
 
 class _Fitted:
@@ -110,10 +110,13 @@ def show_outcomes(outcomes: Sequence[Outcome], reference: Reference) -> Renderab
 
 def show_result(result: Result, title: str, reference: Reference) -> RenderableType:
     """Return the numbers of one evaluation of something segros did not draw itself."""
-    columns = _columns(result, reference)
-    table = _frame(f"{title} of {result.backbone}", (), columns, headline=result.headline)
-    table.add_row(*_measured(result, columns))
-    return Group(table, *_notes([result]))
+
+    def table(columns: Sequence[Column]) -> Table:
+        frame = _frame(f"{title} of {result.backbone}", (), columns, headline=result.headline)
+        frame.add_row(*_measured(result, columns))
+        return frame
+
+    return Group(_fitted(table, _columns(result, reference), result.headline), *_notes([result]))
 
 
 def _frame(title: str, lead: Sequence[str], columns: Sequence[Column], *, headline: str) -> Table:
@@ -136,21 +139,24 @@ def _frame(title: str, lead: Sequence[str], columns: Sequence[Column], *, headli
     return table
 
 
-def _results_tables(outcomes: Sequence[Outcome], reference: Reference) -> RenderableType:
-    """Return the results with every column, or with the headline alone where the terminal is too narrow for that."""
-    first = next(outcome.result for outcome in outcomes if outcome.result is not None)
-    columns = _columns(first, reference)
-    whole = _results_table(outcomes, columns, reference)
-    headline = [column for column in columns if column.metric == first.headline]
-    if not headline or len(headline) == len(columns):
-        return whole
-    short = _results_table(outcomes, headline, reference)
+def _fitted(table: Callable[[Sequence[Column]], Table], columns: Sequence[Column], headline: str) -> RenderableType:
+    """Return a table of every column, or of the headline alone where the terminal is too narrow for that."""
+    kept = [column for column in columns if column.metric == headline]
+    if not kept or len(kept) == len(columns):
+        return table(columns)
+    short = table(kept)
     short.caption = "Other columns need a wider terminal."
     short.caption_justify = "left"
-    return _Fitted(whole, short)
+    return _Fitted(table(columns), short)
 
 
-def _results_table(outcomes: Sequence[Outcome], columns: Sequence[Column], reference: Reference) -> Table:
+def _results_tables(outcomes: Sequence[Outcome], reference: Reference) -> RenderableType:
+    first = next(outcome.result for outcome in outcomes if outcome.result is not None)
+    table = partial(_results_table, outcomes, reference)
+    return _fitted(table, _columns(first, reference), first.headline)
+
+
+def _results_table(outcomes: Sequence[Outcome], reference: Reference, columns: Sequence[Column]) -> Table:
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     many_backbones = len({result.backbone for result in results}) > 1
     many_seeds = len({result.seeds for result in results}) > 1

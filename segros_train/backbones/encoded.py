@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +15,20 @@ from segros_train.backbones.tiny import pixels
 from segros_train.data.shapes_world import COLORS, GRID, OBJECT_NAMES, Scene
 from segros_train.files import replace_file
 
-__all__ = ["NUM_KINDS", "EncodedScenes", "encode_scenes", "kinds", "stored_scenes"]
+if TYPE_CHECKING:
+    from segros_train.data.shapes import GenerationSet, SpreadSet
+    from segros_train.data.shapes_world import Tag
+
+__all__ = ["MIXTURE", "NUM_KINDS", "EncodedScenes", "encode_scenes", "kinds", "scene_of", "stored_scenes"]
 
 ENCODED_AT_ONCE = 64
 NUM_KINDS = 1 + len(OBJECT_NAMES) * len(COLORS)
 """What a cell may show: nothing, or an object of a shape and a colour."""
+MIXTURE: tuple[Tag, ...] = (
+    *("single_object", "two_object", "counting", "colors", "position"),
+    *("color_attr", "position", "color_attr", "two_object", "counting"),
+)
+"""Tags by turns for training in large batches: what is told of two things stands twice, and so do numbers."""
 
 
 class _Encoder(Protocol):
@@ -63,6 +72,11 @@ def kinds(scene: Scene) -> Tensor:
         kind = 1 + OBJECT_NAMES.index(thing.shape) * len(colors) + colors.index(thing.color)
         cells[thing.row * GRID + thing.column] = kind
     return cells
+
+
+def scene_of(scenes: GenerationSet | SpreadSet, index: int) -> tuple[Scene, str]:
+    """Return the scene of an index and its caption."""
+    return scenes.scene(index), scenes[index].caption
 
 
 @torch.no_grad()

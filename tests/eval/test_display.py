@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from segros_eval.display import show_outcomes
+from segros_eval.display import show_outcomes, show_result
 from segros_eval.evaluators import Interval, Result
 from segros_eval.reference import load_reference
 from segros_eval.runner import Outcome
@@ -46,3 +46,13 @@ def test_every_row_names_its_method_and_its_headline_in_full_whatever_the_width(
     assert all("73.2" in row and "432" in row for row in rows)
     assert ("91.5" in rows[0]) == (width >= 100)
     assert ("Other columns need a wider terminal." in written.getvalue()) == (width < 100)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_headline_of_a_scored_folder_is_written_in_full_whatever_the_width(width: int) -> None:
+    written = io.StringIO()
+    result = outcome("none").result
+    assert result is not None
+    Console(file=written, width=width, color_system=None).print(show_result(result, "GenEval", load_reference()))
+    (row,) = (line for line in written.getvalue().splitlines() if "73.2 [69.5, 77.0]" in line)
+    assert "432" in row and "…" not in written.getvalue()

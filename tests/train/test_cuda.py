@@ -1,4 +1,4 @@
-"""Tiny backbones on a CUDA device: the same losses and answers as on the CPU. Run by `nox -s gpu`."""
+"""Tiny backbones on a CUDA device: the losses of the CPU, pictures and answers. Run by `nox -s gpu`."""
 
 import pytest
 import torch

@@ -116,7 +116,7 @@ def test_a_dialogue_about_a_caption_begins_as_the_request_for_its_image_and_supe
         scene = sample_scene(3, index)
         dialogue = told_dialogue(tokenizer, scene, np.random.default_rng(index))
         words = tokenizer.text(dialogue.ids)
-        assert f"Generate an image: {caption(scene)}\n" in words
+        assert words.startswith(f"user\nGenerate an image: {caption(scene)}\n")
         answer = tokenizer.text([label for label in dialogue.labels if label != -100])
         assert answer and words.endswith(answer)
 

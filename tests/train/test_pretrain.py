@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from segros_train.backbones.encoded import NUM_KINDS, encode_scenes
+from segros_train.backbones.encoded import NUM_KINDS, EncodedScenes, encode_scenes, scene_of
 from segros_train.backbones.harmon.autoencoding import (
     AutoencoderRecipe,
     latent_scale,
@@ -26,6 +28,7 @@ from segros_train.backbones.harmon.joint import JointRecipe, drawing_losses
 from segros_train.backbones.tiny import build_tokenizer
 from segros_train.data.shapes import GenerationSet
 from segros_train.data.shapes_language import corpus
+from segros_train.data.shapes_world import Tag
 from segros_train.errors import PrerequisiteError
 from segros_train.methods.sft import SFT
 from segros_train.pretrain import SCENES_SEED, Part, prepare
@@ -162,37 +165,76 @@ def test_a_preparation_that_is_done_gives_the_same_weights_again(tmp_path: Path)
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
-def test_the_classifier_of_the_joint_part_learns_what_the_caption_tells_of_hidden_cells(tmp_path: Path) -> None:
-    backbone = prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, parts=PARTS, joint=JOINT)
-    scenes = GenerationSet(SCENES_SEED, 4, ("colors",), drawn=False)
-    batch = encode_scenes(backbone.model, lambda index: (scenes.scene(index), scenes[index].caption), 4)
-    classifier = torch.nn.Linear(CARD.config.mar.decoder_width, NUM_KINDS)
-    optimizer = torch.optim.Adam([*classifier.parameters(), *backbone.model.mar.decoder_blocks.parameters()], lr=3e-2)
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("prepared")
+    return prepare(CARD, directory=folder, seed=0, recipe=RECIPE, num_scenes=12, parts=PARTS, joint=JOINT)
+
+
+def encoded(backbone, size: int, *tags: Tag):
+    scenes = GenerationSet(SCENES_SEED, size, tags, drawn=False)
+    return encode_scenes(backbone.model, partial(scene_of, scenes), size)
+
+
+class Recording(torch.nn.Linear):
+    """A classifier that keeps what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__(CARD.config.mar.decoder_width, NUM_KINDS)
+        self.read: list[torch.Tensor] = []
+
+    def forward(self, conditions: torch.Tensor) -> torch.Tensor:
+        self.read.append(conditions.detach())
+        return super().forward(conditions)
+
+
+def test_the_classifier_learns_and_its_loss_teaches_what_reads_the_caption_but_not_the_autoencoder(prepared) -> None:
+    backbone = copy.deepcopy(prepared)
+    model, batch = backbone.model, encoded(backbone, 4, "colors")
+    classifier = Recording()
+    optimizer = torch.optim.Adam([*classifier.parameters(), *model.mar.decoder_blocks.parameters()], lr=3e-2)
     losses = []
     for _ in range(30):
         rng = torch.Generator().manual_seed(0)
-        noise, kind = drawing_losses(backbone, classifier, batch, rng, num_visible=5, object_weight=4.0, dropout=0.0)
+        _, kind = drawing_losses(backbone, classifier, batch, rng, num_visible=5, object_weight=4.0, dropout=0.0)
+        model.zero_grad()
         optimizer.zero_grad()
-        (noise + kind).backward()
+        kind.backward()
         optimizer.step()
         losses.append(kind.item())
     assert losses[-1] < 0.3 * losses[0]
+    words = backbone.tokenizer.caption(batch.captions[0])
+    told = [token for token, is_told in zip(words.ids, words.caption, strict=True) if is_told]
+    assert bool((model.llm.model.embed_tokens.weight.grad[told].abs().amax(1) > 0).all())
+    assert all(parameter.grad is None for parameter in model.vae.parameters())
 
 
-def test_visible_cells_bear_no_loss_of_the_joint_part(tmp_path: Path) -> None:
-    backbone = prepare(CARD, directory=tmp_path, seed=0, recipe=RECIPE, num_scenes=12, parts=PARTS, joint=JOINT)
-    scenes = GenerationSet(SCENES_SEED, 2, drawn=False)
-    batch = encode_scenes(backbone.model, lambda index: (scenes.scene(index), scenes[index].caption), 2)
-    seen = []
+def test_the_joint_part_takes_its_losses_on_the_cells_that_the_model_does_not_see_and_on_all_of_them(prepared) -> None:
+    (scene,) = (encoded(prepared, 1),)
+    num_visible = 30
 
-    class Classifier(torch.nn.Linear):
-        def forward(self, conditions: torch.Tensor) -> torch.Tensor:
-            seen.append(conditions.shape)
-            return super().forward(conditions)
+    def seen_by(batch: EncodedScenes) -> tuple[float, torch.Tensor]:
+        classifier = Recording()
+        with torch.no_grad():
+            for parameter in classifier.parameters():
+                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+            rng = torch.Generator().manual_seed(3)
+            arguments = {"num_visible": num_visible, "object_weight": 1.0, "dropout": 0.0}
+            _, kind = drawing_losses(prepared, classifier, batch, rng, **arguments)
+        return kind.item(), classifier.read[0]
 
-    classifier = Classifier(CARD.config.mar.decoder_width, NUM_KINDS)
-    drawing_losses(backbone, classifier, batch, torch.Generator(), num_visible=30, object_weight=1.0, dropout=0.0)
-    assert seen == [(2 * 6, CARD.config.mar.decoder_width)]
+    loss, conditions = seen_by(scene)
+    assert len(conditions) == 36 - num_visible
+    targets, visible = set(), set()
+    for cell in range(36):
+        kinds, latents = scene.kinds.clone(), scene.latents.clone()
+        kinds[0, cell] = (kinds[0, cell] + 7) % NUM_KINDS
+        latents.flatten(1, 2)[0, cell] += 1.0
+        if seen_by(replace(scene, kinds=kinds))[0] != loss:
+            targets.add(cell)
+        if not torch.equal(seen_by(replace(scene, latents=latents))[1], conditions):
+            visible.add(cell)
+    assert not targets & visible and targets | visible == set(range(36)) and len(visible) == num_visible
 
 
 def test_the_latent_scale_gives_latents_of_unit_deviation(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segros_train.backbones.encoded import EncodedScenes, encode_scenes, stored_scenes
+from segros_train.backbones.encoded import MIXTURE, EncodedScenes, encode_scenes, scene_of, stored_scenes
 from segros_train.backbones.fitting import Averaged, PartRecipe, fit
 from segros_train.backbones.openuni import fresh
 from segros_train.backbones.openuni.flow import NUM_TRAINING_STEPS, add_noise, masked_velocity_error
@@ -47,7 +47,6 @@ from segros_train.objective import mixed_precision
 
 if TYPE_CHECKING:
     from segros_train.backbones.openuni.adapter import OpenUni
-    from segros_train.data.shapes_world import Tag
     from segros_train.types import BackboneCard
 
 __all__ = [
@@ -112,11 +111,6 @@ REDRAWING = DrawingRecipe(
     crowd_shares=(0.4, 0.33, 0.03),
     object_weights=(4.0, 3.1, 1.0),
 )
-TAGS: tuple[Tag, ...] = (
-    *("single_object", "two_object", "counting", "colors", "position"),
-    *("color_attr", "position", "color_attr", "two_object", "counting"),
-)
-"""Tags of the scenes of the second drawing, by turns."""
 
 
 def _ordinary(index: int) -> tuple[Scene, str]:
@@ -255,22 +249,19 @@ def what_captions_tell(backbone: OpenUni, ordinary: EncodedScenes, crowds: Encod
 
 def _scenes(backbone: OpenUni, recipe: DrawingRecipe, path: Path) -> list[EncodedScenes]:
     """Encode the scenes of drawing, or take those that are encoded already."""
-    asked: tuple[tuple[Callable[[int], tuple[Scene, str]], int], ...]
-    asked = ((_ordinary, recipe.num_scenes), (_crowd, recipe.num_crowds))
+    draws: tuple[Callable[[int], tuple[Scene, str]], ...] = (_ordinary, _crowd)
     if recipe.has_spread:
-        asked = tuple(
-            (functools.partial(_drawn, kind(SCENES_SEED, count, TAGS, drawn=False)), count)
-            for kind, count in ((GenerationSet, recipe.num_scenes), (SpreadSet, recipe.num_crowds))
-        )
+        sets = (kind(SCENES_SEED, tags=MIXTURE, drawn=False) for kind in (GenerationSet, SpreadSet))
+        draws = tuple(functools.partial(scene_of, scenes) for scenes in sets)
+    counts = (recipe.num_scenes, recipe.num_crowds)
 
     def encode() -> list[EncodedScenes]:
-        return [encode_scenes(backbone.model, draw, count, device=backbone.device) for draw, count in asked]
+        return [
+            encode_scenes(backbone.model, draw, count, device=backbone.device)
+            for draw, count in zip(draws, counts, strict=True)
+        ]
 
     return stored_scenes(path, encode)
-
-
-def _drawn(scenes: GenerationSet | SpreadSet, index: int) -> tuple[Scene, str]:
-    return scenes.scene(index), scenes[index].caption
 
 
 def prepare(
