@@ -101,7 +101,8 @@ def bare_rate(backbone: Backbone, recipe: Recipe) -> float:
     for step in range(WARM_UP + MEASURED):
         if step == WARM_UP:
             began = clock(backbone)
-        objective(images, dialogues, step)[0].backward()
+        for batch in (images, dialogues):
+            objective(batch, step).backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), recipe.clip_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
     from segros_train.types import (
         BackboneCard,
+        Checkpointing,
         Embeddings,
         GenerationBatch,
         GenerationSettings,
+        Grid,
         InstructionBatch,
         Supervision,
     )
@@ -87,6 +89,21 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def embed(self, batch: GenerationBatch) -> Embeddings:
         """Return what methods see: caption rows of the embedding table and visual embeddings, without gradient."""
+
+    @abstractmethod
+    def grids(self, batch: GenerationBatch) -> tuple[Grid, Grid]:
+        """Return rows and columns of the visual embeddings and of the latent cells, as `embed` does, computing none."""
+
+    def set_checkpointing(self, checkpointing: Checkpointing) -> None:
+        """Choose what the backward pass computes again; losses and gradients stay what they are.
+
+        Raises:
+            PrerequisiteError: If the backbone cannot.
+        """
+        if checkpointing != "none":
+            raise PrerequisiteError(
+                f"checkpointing={checkpointing} was asked for, {self.card.title} knows only none: leave it out."
+            )
 
     def caption_tokens(self, caption: str) -> list[str]:
         """Return the text of each caption token, in the order of the valid places of `embed`'s text.

@@ -31,6 +31,7 @@ from segros_train.checkpoint import (
 )
 from segros_train.data.mixture import MicroBatch, Share, generation_batches, instruction_batches, stream
 from segros_train.data.reading import DataError
+from segros_train.equations import joint_objective
 from segros_train.errors import PrerequisiteError
 from segros_train.metrics import Metrics, NonFiniteLossError, StepReport, Update
 from segros_train.objective import Objective
@@ -38,6 +39,8 @@ from segros_train.optim import build_optimizer, keep_master_weights, learning_ra
 from segros_train.types import GenerationBatch, InstructionBatch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from segros_train.backbone import Backbone
     from segros_train.data import GenerationSource, InstructionSource
     from segros_train.methods import Method
@@ -172,6 +175,7 @@ class _Trainer:
         if backbone.realisation.text_dropout != recipe.text_dropout:
             backbone.realise(replace(backbone.realisation, text_dropout=recipe.text_dropout))
         keep_master_weights(backbone)
+        backbone.set_checkpointing(recipe.checkpointing or "none")
         self.backbone, self.recipe, self.seed, self.sources = backbone, recipe, seed, sources
         self.device = next(backbone.parameters()).device
         self.folder, self.max_unreadable = directory / CHECKPOINTS, max_unreadable
@@ -261,11 +265,7 @@ class _Trainer:
             drawn, drawn_dialogues = next(batches)
             generation = self._ready(drawn)
             instruction = None if drawn_dialogues is None else self._ready(drawn_dialogues)
-            is_last = micro == accumulation - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.objective):
-                parts = self.objective(generation, instruction, step * accumulation + micro)
-                self.accelerator.backward(parts[0] / accumulation)
-            losses.append(parts.detach())
+            losses.append(self._micro_step(generation, instruction, step * accumulation + micro))
             item_ids.append(generation.item_ids + (instruction.item_ids if instruction else ()))
         grad_norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
@@ -288,6 +288,22 @@ class _Trainer:
                 seconds=self.progress.seconds,
             )
         )
+
+    def _micro_step(self, generation: GenerationBatch, instruction: InstructionBatch | None, micro_step: int) -> Tensor:
+        """Add the gradient of one micro-step; return its joint, text-to-image and, where taken, image-to-text loss.
+
+        Each loss goes back before the next is computed, so that two graphs never stand at once.
+        """
+        recipe, losses = self.recipe, []
+        tasks = [(generation, 1.0)] if instruction is None else [(generation, 1.0), (instruction, recipe.i2t_weight)]
+        for batch, weight in tasks:
+            syncs = batch is tasks[-1][0] and (micro_step + 1) % recipe.accumulation == 0
+            with nullcontext() if syncs else self.accelerator.no_sync(self.objective):
+                loss = self.objective(batch, micro_step)
+                self.accelerator.backward(loss * (weight / recipe.accumulation))
+            losses.append(loss.detach())
+        joint = joint_objective(losses[0], losses[1] if len(losses) > 1 else None, recipe.i2t_weight)
+        return torch.stack([joint, *losses])
 
     def _ready(self, drawn: MicroBatch[Batch]) -> Batch:
         """Put a batch on the device, once it is settled that what is missing from it may be missing."""
@@ -350,7 +366,11 @@ def _identity(
         "backbone": backbone.card.name,
         "realisation": asdict(backbone.realisation),
         "method": repr(method),
-        "recipe": {name: list(value) if name == "betas" else value for name, value in asdict(recipe).items()},
+        "recipe": {
+            name: list(value) if name == "betas" else value
+            for name, value in asdict(recipe).items()
+            if name != "checkpointing"
+        },
         "num_generation_items": len(generation),
         "num_instruction_items": None if instruction is None else len(instruction),
         "seed": seed,

@@ -1,4 +1,4 @@
-"""What one micro-step minimises, as a module, so that Accelerate can wrap it for many devices."""
+"""What a micro-step minimises (Eq. 13), as a module, so that Accelerate can wrap it for many devices."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from segros_train.draws import keyed_generator, keyed_seed
-from segros_train.equations import joint_objective
+from segros_train.types import Embeddings, InstructionBatch
 
 if TYPE_CHECKING:
     from segros_train.backbone import Backbone
     from segros_train.methods import Method
-    from segros_train.types import Embeddings, GenerationBatch, InstructionBatch, Recipe
+    from segros_train.types import GenerationBatch, Recipe
 
 __all__ = ["Objective", "autocast_dtype", "mixed_precision"]
 
@@ -52,7 +52,7 @@ def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> Iterator
 
 
 class Objective(nn.Module):
-    """Eq. (13) of one micro-step."""
+    """The two losses of one micro-step, one at a time, so that the graph of one is gone before the other's is built."""
 
     def __init__(self, backbone: Backbone, method: Method, recipe: Recipe, *, seed: int, rank: int = 0) -> None:
         super().__init__()
@@ -60,26 +60,23 @@ class Objective(nn.Module):
         self._seed, self._rank = seed, rank
         self._checked = False
 
-    def forward(self, generation: GenerationBatch, instruction: InstructionBatch | None, micro_step: int) -> Tensor:
-        """Return [2] joint and text-to-image loss, or [3] with the image-to-text loss, unweighted.
+    def forward(self, batch: GenerationBatch | InstructionBatch, micro_step: int) -> Tensor:
+        """Return the text-to-image or image-to-text loss of a micro-batch, unweighted, a float32 scalar.
 
         Args:
-            generation: Micro-batch of images with captions.
-            instruction: Micro-batch of dialogues; None where `i2t_weight` is 0.
+            batch: Images with captions, or with dialogues; in a micro-step, images with captions come first.
             micro_step: Number of the micro-step in the run: with the seed, the key of every draw.
         """
-        device = generation.images.device
-        # Dropout draws from the global generators: seeded anew, it too depends on the micro-step alone.
-        torch.manual_seed(keyed_seed(self._seed, "dropout", micro_step, self._rank))
-        dtype = autocast_dtype(self.recipe.precision, device)
-        with mixed_precision(device, dtype):
-            t2i = self._t2i(generation, micro_step)
-            i2t = None if instruction is None else self.backbone.i2t_loss(instruction).float()
-        joint = joint_objective(t2i, i2t, self.recipe.i2t_weight)
-        return torch.stack([joint, t2i.detach()] if i2t is None else [joint, t2i.detach(), i2t.detach()])
+        dtype = autocast_dtype(self.recipe.precision, batch.images.device)
+        with mixed_precision(batch.images.device, dtype):
+            if isinstance(batch, InstructionBatch):
+                return self.backbone.i2t_loss(batch).float()
+            # Dropout draws from the global generators: seeded anew, it too depends on the micro-step alone.
+            torch.manual_seed(keyed_seed(self._seed, "dropout", micro_step, self._rank))
+            return self._t2i(batch, micro_step)
 
     def _t2i(self, batch: GenerationBatch, micro_step: int) -> Tensor:
-        seen = _with_told(self.backbone.embed(batch), batch)
+        seen = _with_told(self._seen(batch), batch)
         ratio = self.backbone.masking_ratio(len(batch.captions), self._rng("masking ratio", micro_step, batch))
         supervision = self.method.supervise(seen, ratio, self._rng("supervision", micro_step, batch))
         if not self._checked:
@@ -87,6 +84,15 @@ class Objective(nn.Module):
             supervision.check(num_visual=seen.image.shape[1], num_cells=rows * columns)
             self._checked = True
         return self.backbone.t2i_loss(batch, supervision, self._rng("t2i loss", micro_step, batch)).float()
+
+    def _seen(self, batch: GenerationBatch) -> Embeddings:
+        """Embed a batch, or say no more than its grids where the method reads no more."""
+        if self.method.needs_embeddings:
+            return self.backbone.embed(batch)
+        image_grid, latent_grid = self.backbone.grids(batch)
+        return Embeddings.of_no_width(
+            len(batch.captions), image_grid=image_grid, latent_grid=latent_grid, device=batch.images.device
+        )
 
     def _rng(self, purpose: str, micro_step: int, batch: GenerationBatch) -> torch.Generator:
         return keyed_generator(self._seed, purpose, micro_step, self._rank, device=batch.images.device)

@@ -21,12 +21,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from segros_train.methods import Method
 
 __all__ = [
     "BackboneCard",
+    "Checkpointing",
     "DataCard",
     "Embeddings",
     "GenerationBatch",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 Grid = tuple[int, int]
+Checkpointing = Literal["none", "blocks", "all"]
 
 
 def _at_least(owner: object, least: int, *names: str) -> None:
@@ -117,6 +120,15 @@ class Embeddings:
             raise ValueError(f"text {tuple(self.text.shape)} and text_valid {tuple(self.text_valid.shape)} disagree.")
         if self.image.shape[1] != num_image:
             raise ValueError(f"image holds {self.image.shape[1]} embeddings, its grid {self.image_grid} {num_image}.")
+
+    @classmethod
+    def of_no_width(cls, size: int, *, image_grid: Grid, latent_grid: Grid, device: torch.device) -> Embeddings:
+        """Return embeddings with D = 0 of `size` captions and images, for a method that reads their grids alone."""
+        import torch
+
+        text = torch.zeros(size, 0, 0, device=device)
+        image = torch.zeros(size, image_grid[0] * image_grid[1], 0, device=device)
+        return cls(text, torch.zeros(size, 0, dtype=torch.bool, device=device), image, image_grid, latent_grid)
 
 
 @dataclass(frozen=True)
@@ -283,6 +295,9 @@ class Recipe:
         default_hint_ratio: Share of hints of SeGroS on this backbone, where the task leaves the method's own
             default; None leaves it too.
         precision: `"auto"` is bf16 autocast with fp32 master weights where the device has it.
+        checkpointing: What is computed again in the backward pass instead of being kept: `"none"`, the `"blocks"` of
+            trained transformers, or `"all"` that can be, the diffusion head's rows among it. Changes memory and speed
+            only. None: the fastest that fits the device.
     """
 
     optimizer_steps: int
@@ -299,6 +314,7 @@ class Recipe:
     text_dropout: float = 0.1
     default_hint_ratio: float | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpointing: Checkpointing | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "optimizer_steps", "batch_size", "accumulation", "schedule_steps", "i2t_batch_size")

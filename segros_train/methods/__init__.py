@@ -18,13 +18,20 @@ __all__ = ["Method"]
 
 @runtime_checkable
 class Method(Protocol):
-    """Decide the supervision of one batch."""
+    """Decide the supervision of one batch.
+
+    Attributes:
+        needs_embeddings: Whether `supervise` reads the values of embeddings, or their grids alone.
+    """
+
+    @property
+    def needs_embeddings(self) -> bool: ...
 
     def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, rng: Generator) -> Supervision:
         """Return what the backbone shall realise for this batch.
 
         Args:
-            seen: Embeddings of captions and images, without gradient.
+            seen: Embeddings of captions and images, without gradient; of no width unless `needs_embeddings`.
             masking_ratio: [B] share of hidden latent cells, drawn from the backbone's native schedule;
                 None where the backbone masks nothing.
             rng: Source of every draw, on the device of `seen`.

@@ -36,6 +36,11 @@ class Reca(GroundingOptions):
         if self.hint_ratio == 0:
             raise ValueError("hint_ratio must be above 0: without caption and hints nothing conditions the image.")
 
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether the hints are chosen by a map."""
+        return self.hint_ratio < 1
+
     def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, rng: Generator) -> Supervision:
         """Return the hints and a random mask at the native ratio, without the caption; see `Method`."""
         hints = self._hints(seen, rng)

@@ -54,6 +54,11 @@ class SeGroS(GroundingOptions):
                 f"the top is masked, and hint_ratio above 0; found {self.visible!r} and {self.hint_ratio}."
             )
 
+    @property
+    def needs_embeddings(self) -> bool:
+        """True: the map is made of them."""
+        return True
+
     def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, rng: Generator) -> Supervision:
         """Return the caption, the hints and the grounded mask; see `Method`."""
         return self.allocate(grounding(seen, self, rng=rng), masking_ratio, rng)

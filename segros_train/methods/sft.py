@@ -29,6 +29,11 @@ class SFT:
     all_hidden_share: float = 0.0
     num_untold: int | None = None
 
+    @property
+    def needs_embeddings(self) -> bool:
+        """False: masks are random."""
+        return False
+
     def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, rng: Generator) -> Supervision:
         """Return the caption and a random mask at the native ratio; see `Method`.
 

@@ -141,6 +141,11 @@ def test_embeddings_stand_for_the_tokens_and_patches_of_the_sample(
     assert seen.text.shape[2] == seen.image.shape[2]
 
 
+def test_grids_are_told_without_embedding(backbone: Backbone, captioned: GenerationBatch) -> None:
+    seen = backbone.embed(captioned)
+    assert backbone.grids(captioned) == (seen.image_grid, seen.latent_grid)
+
+
 def test_captions_and_images_are_embedded_alone_as_in_a_batch(backbone: Backbone, captioned: GenerationBatch) -> None:
     together = backbone.embed(captioned)
     for row in range(BATCH):

@@ -234,6 +234,8 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: Path) ->
 
 def test_a_supervision_out_of_range_is_refused_at_the_first_step(tmp_path: Path) -> None:
     class Blind:
+        needs_embeddings = False
+
         def supervise(self, seen: object, masking_ratio: object, rng: object) -> Supervision:
             return Supervision(caption=True, masked=torch.ones(3, 5, dtype=torch.bool))
 

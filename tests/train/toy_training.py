@@ -67,6 +67,8 @@ class ToyDialogues(ToyImages):
 class ToyMethod:
     """Mask random cells."""
 
+    needs_embeddings = False
+
     def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, rng: torch.Generator) -> Supervision:
         assert masking_ratio is not None
         cells = seen.latent_grid[0] * seen.latent_grid[1]
@@ -106,6 +108,9 @@ class ToyBackbone(Backbone):
         valid = torch.ones(image.shape[0], 1, dtype=torch.bool, device=image.device)
         grid = (SIDE_PX, SIDE_PX)
         return Embeddings(image[:, :1], valid, image, grid, grid)
+
+    def grids(self, batch: GenerationBatch) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (SIDE_PX, SIDE_PX), (SIDE_PX, SIDE_PX)
 
     def masking_ratio(self, size: int, rng: torch.Generator) -> Tensor:
         return 0.5 + 0.5 * torch.rand(size, generator=rng, device=rng.device)

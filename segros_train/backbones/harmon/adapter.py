@@ -30,7 +30,7 @@ from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from segros_train.types import BackboneCard
+    from segros_train.types import BackboneCard, Grid
 
 __all__ = ["Harmon", "visible_indices"]
 
@@ -115,6 +115,12 @@ class Harmon(Backbone):
         rows = [self.tokenizer.caption(caption, limit=limit) for caption in batch.captions]
         prompts = self.tokenizer.pad(rows, device=self.device)
         return Embeddings(self._embed_ids(prompts.ids), prompts.caption, image, grid, grid)
+
+    def grids(self, batch: GenerationBatch) -> tuple[Grid, Grid]:
+        """Return the grid of latent cells, which is that of the visual embeddings too."""
+        stride = self.model.config.vae.stride_px
+        grid = (batch.images.shape[2] // stride, batch.images.shape[3] // stride)
+        return grid, grid
 
     def caption_tokens(self, caption: str) -> list[str]:
         """Return the text of each caption token, in the order of the valid places of `embed`'s text."""

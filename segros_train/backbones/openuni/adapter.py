@@ -25,7 +25,7 @@ from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from segros_train.types import BackboneCard
+    from segros_train.types import BackboneCard, Grid
 
 __all__ = ["OpenUni", "ResizeToSquare"]
 
@@ -142,6 +142,11 @@ class OpenUni(Backbone):
         rows, columns = frozen["latents"].shape[2:]
         text, image = self.model.embed_ids(prompts.ids), frozen["seen"]
         return Embeddings(text, prompts.caption, image, self.model.config.vision.grid, (rows, columns))
+
+    def grids(self, batch: GenerationBatch) -> tuple[Grid, Grid]:
+        """Return the grids of the vision tower's embeddings and of the autoencoder's latent cells."""
+        stride = self.model.config.autoencoder.stride_px
+        return self.model.config.vision.grid, (batch.images.shape[2] // stride, batch.images.shape[3] // stride)
 
     def _caption(self, caption: str, num_hints: int = 0) -> Prompt:
         config = self.model.config

@@ -111,6 +111,14 @@ class Showo(Backbone):
             return self.model.mm_projector(self._seen[1])
         return self.model.embed(self.model.encode_images(images).flatten(1) + self.model.config.image_offset)
 
+    def grids(self, batch: GenerationBatch) -> tuple[Grid, Grid]:
+        """Return the grids of what hints are taken from and of the image's codes."""
+        cells, clip = self._grid(batch.images), self.model.config.clip
+        if clip is not None:
+            return (clip.side, clip.side), cells
+        is_half = self.model.config.code_hints == "half"
+        return ((cells[0] // 2, cells[1] // 2) if is_half else cells), cells
+
     def _hint_source(self, images: Tensor) -> tuple[Tensor, Grid]:
         """Return what hints are taken from, [B, N, D] in raster order of a grid."""
         clip = self.model.config.clip
