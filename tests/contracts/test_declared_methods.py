@@ -151,16 +151,18 @@ def test_half_precision_embeddings_give_a_valid_supervision(trained_task: TrainT
     trained_task.method.supervise(half, ratio(SITUATIONS[0]), generator()).check(num_visual=16, num_cells=16)
 
 
-@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda situation: situation.name)
-def test_a_method_that_needs_no_embeddings_supervises_by_grids_alone(task: TrainTask, situation: Situation) -> None:
-    assert task.method is not None
-    if task.method.needs_embeddings:
+@situations
+def test_a_method_that_needs_no_embeddings_supervises_by_grids_alone(
+    trained_task: TrainTask, situation: Situation
+) -> None:
+    assert trained_task.method is not None
+    if trained_task.method.needs_embeddings:
         return
     ratios = None if situation.ratios is None else torch.tensor(situation.ratios)
     blank = Embeddings.of_no_width(
         BATCH, image_grid=situation.image_grid, latent_grid=situation.latent_grid, device=torch.device("cpu")
     )
-    whole = task.method.supervise(embeddings(situation), ratios, generator())
-    found = task.method.supervise(blank, ratios, generator())
+    whole = trained_task.method.supervise(embeddings(situation), ratios, generator())
+    found = trained_task.method.supervise(blank, ratios, generator())
     for name in ("caption", "hints", "masked", "target"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=0, atol=0)
