@@ -152,9 +152,7 @@ def test_half_precision_embeddings_give_a_valid_supervision(trained_task: TrainT
 
 
 @situations
-def test_a_method_that_needs_no_embeddings_supervises_by_grids_alone(
-    trained_task: TrainTask, situation: Situation
-) -> None:
+def test_a_method_that_needs_no_embeddings_supervises_by_grids(trained_task: TrainTask, situation: Situation) -> None:
     assert trained_task.method is not None
     if trained_task.method.needs_embeddings:
         return
