@@ -22,7 +22,7 @@ from segros_eval.respond import benchmark_commit
 from segros_train.errors import PrerequisiteError, unknown_name
 from segros_train.files import content_key
 from segros_train.methods import Method
-from segros_train.methods.segros import SeGroS
+from segros_train.methods.segros import HINT_RATIO, SeGroS
 from segros_train.types import BackboneCard, DataCard, GenerationSettings, Recipe, TrainTask
 
 __all__ = ["Cell", "Request", "RunPlan", "Stage", "make_plan"]
@@ -335,11 +335,11 @@ def _stage(
 
 
 def _with_hints(method: Method | None, recipe: Recipe | None) -> Method | None:
-    """Give SeGroS the recipe's share of hints where neither the task nor an override says another than the default."""
-    if recipe is None or recipe.default_hint_ratio is None or not isinstance(method, SeGroS):
+    """Write the share of hints of the recipe, or the paper's, into SeGroS where nothing else was asked for."""
+    if recipe is None or not isinstance(method, SeGroS) or method.hint_ratio is not None:
         return method
-    stated = method.hint_ratio != SeGroS.hint_ratio
-    return method if stated else dataclasses.replace(method, hint_ratio=recipe.default_hint_ratio)
+    ratio = HINT_RATIO if recipe.default_hint_ratio is None else recipe.default_hint_ratio
+    return dataclasses.replace(method, hint_ratio=ratio)
 
 
 def _stage_key(stage: Stage, *, num_ranks: int) -> str:
@@ -350,7 +350,8 @@ def _stage_key(stage: Stage, *, num_ranks: int) -> str:
             "family": stage.card.family,
             "config": plain(stage.card.config),
             "weights": None if from_scratch else weights_digest(stage.card, stage.checkpoint),
-            "recipe": plain(stage.recipe),
+            # Recomputation changes memory and speed alone.
+            "recipe": plain(stage.recipe and dataclasses.replace(stage.recipe, checkpointing=None)),
             "num_ranks": num_ranks if stage.trains else 1,
             "data": plain(stage.data),
             "seed": stage.seed,

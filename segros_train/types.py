@@ -292,8 +292,8 @@ class Recipe:
         i2t_weight: Weight of Eq. (13); 0.0 takes no i2t loss.
         i2t_batch_size: Samples of an instruction micro-batch; None for `batch_size`.
         text_dropout: Share of captions replaced by the empty condition.
-        default_hint_ratio: Share of hints of SeGroS on this backbone, where the task leaves the method's own
-            default; None leaves it too.
+        default_hint_ratio: Share of hints of SeGroS on this backbone, where neither the task nor an override says
+            another; None is the paper's 0.3.
         precision: `"auto"` is bf16 autocast with fp32 master weights where the device has it.
         checkpointing: What is computed again in the backward pass instead of being kept: `"none"`, the `"blocks"` of
             trained transformers, or `"all"` that can be, the diffusion head's rows among it. Changes memory and speed

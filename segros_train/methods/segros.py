@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from segros_train.types import Embeddings
 
-__all__ = ["SeGroS"]
+__all__ = ["HINT_RATIO", "SeGroS"]
+
+HINT_RATIO = 0.3
+"""Share of hints where neither a task nor a recipe says another. Source: SeGroS, Table 5 (the best row)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,8 @@ class SeGroS(GroundingOptions):
     """Show the caption with its hints, hide what it speaks of; every ablation of the paper is a field.
 
     Attributes:
-        hint_ratio: Share of the visual embeddings shown as hints; 0 shows none.
+        hint_ratio: Share of the visual embeddings shown as hints; 0 shows none. None: the recipe's, which a plan
+            writes here, or the paper's 0.3.
         hints: Which end of the map the hints come from.
         visible: Which end of the map the visible context comes from; `"random"` masks as the backbone natively does.
         drop_loss: Whether the loss is taken on the top `hint_ratio` of the map alone instead of on all masked cells.
@@ -34,7 +38,7 @@ class SeGroS(GroundingOptions):
     Source: SeGroS, sections 3.4 and 4.4, Tables 5, 6 and 8.
     """
 
-    hint_ratio: float = 0.3
+    hint_ratio: float | None = None
     hints: Literal["top", "bottom"] = "top"
     visible: Literal["bottom", "top", "random"] = "bottom"
     drop_loss: bool = False
@@ -42,17 +46,22 @@ class SeGroS(GroundingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("hint_ratio", self.hint_ratio)
+        check_share("hint_ratio", self.share_of_hints)
         check_share("unscheduled_masking_ratio", self.unscheduled_masking_ratio)
         if self.hints not in ("top", "bottom"):
             raise ValueError(f"hints must be 'top' or 'bottom', found {self.hints!r}.")
         if self.visible not in ("bottom", "top", "random"):
             raise ValueError(f"visible must be 'bottom', 'top' or 'random', found {self.visible!r}.")
-        if self.drop_loss and (self.visible != "bottom" or self.hint_ratio == 0):
+        if self.drop_loss and (self.visible != "bottom" or self.share_of_hints == 0):
             raise ValueError(
                 "drop_loss takes the loss on the top hint_ratio of the map: it needs visible='bottom', so that "
-                f"the top is masked, and hint_ratio above 0; found {self.visible!r} and {self.hint_ratio}."
+                f"the top is masked, and hint_ratio above 0; found {self.visible!r} and {self.share_of_hints}."
             )
+
+    @property
+    def share_of_hints(self) -> float:
+        """`hint_ratio`, or the paper's where it is not set."""
+        return HINT_RATIO if self.hint_ratio is None else self.hint_ratio
 
     @property
     def needs_embeddings(self) -> bool:
@@ -83,7 +92,7 @@ class SeGroS(GroundingOptions):
     def _hints(self, scores: Tensor) -> Tensor | None:
         from segros_train import masking
 
-        count = masking.floor_count(self.hint_ratio, scores.shape[-1])
+        count = masking.floor_count(self.share_of_hints, scores.shape[-1])
         if count == 0:
             return None
         return masking.top_indices(scores, count) if self.hints == "top" else masking.bottom_indices(scores, count)
@@ -100,4 +109,4 @@ class SeGroS(GroundingOptions):
     def _loss_bearing(self, scores: Tensor) -> Tensor:
         from segros_train import masking
 
-        return masking.top_mask(scores, max(1, masking.floor_count(self.hint_ratio, scores.shape[-1])))
+        return masking.top_mask(scores, max(1, masking.floor_count(self.share_of_hints, scores.shape[-1])))

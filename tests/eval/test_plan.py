@@ -102,6 +102,9 @@ def test_a_recipe_sets_the_hints_of_segros_where_nothing_else_does(declared: Cat
     assert isinstance(stage.task.method, SeGroS) and stage.task.method.hint_ratio == 0.4
     (stated,) = plan_of(catalog, methods=("segros",), overrides=("hint_ratio=0.5",)).stages
     assert isinstance(stated.task.method, SeGroS) and stated.task.method.hint_ratio == 0.5
+    # An override that equals a default is still an override.
+    (same,) = plan_of(catalog, methods=("segros",), overrides=("hint_ratio=0.3",)).stages
+    assert isinstance(same.task.method, SeGroS) and same.task.method.hint_ratio == 0.3
     (plain_stage,) = plan_of(declared, methods=("segros",)).stages
     assert isinstance(plain_stage.task.method, SeGroS) and plain_stage.task.method.hint_ratio == 0.3
 
@@ -251,3 +254,11 @@ def test_a_number_that_makes_no_sense_is_refused(declared: Catalog, override: st
 def test_a_value_that_the_owner_refuses_is_reported_with_its_reason() -> None:
     with pytest.raises(PrerequisiteError, match="--set hint_ratio=7: "):
         apply_overrides({"method:segros": SeGroS()}, [parse_override("hint_ratio=7")])
+
+
+def test_recomputation_is_no_part_of_a_key(declared: Catalog) -> None:
+    keys = [
+        plan_of(declared, methods=("segros",), overrides=overrides).stages[0].key
+        for overrides in ((), ("checkpointing=all",), ("recipe.checkpointing=none",))
+    ]
+    assert len(set(keys)) == 1
