@@ -1,30 +1,33 @@
-"""What a number depends on, as digests: declared values, weights and source code.
+"""What makes two numbers the same number: declared values and versions, and the content of weights and data.
 
-Source files enter with their bytes, so a changed line makes another key: a result is never taken for one that other
-code computed. Only the code that a stage runs counts; work on another family or on the tables changes no key.
+Source code is no part of it. A method, a family's configuration and an evaluator declare a `version`, which their
+author raises when numbers move. Whether finished work may be taken up is a stricter question, which
+`segros_eval.reuse` answers.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.util
-import re
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import segros_train
 from segros_train.backbones import SHIPPED_WEIGHTS
 from segros_train.errors import PrerequisiteError
-from segros_train.files import file_sha256
+from segros_train.files import content_key, file_sha256, located, segros_home, write_json
 from segros_train.types import BackboneCard, DataCard
 
-__all__ = ["encoding_identity", "evaluation_code", "plain", "training_code", "weights_digest"]
-
-TRAIN = Path(segros_train.__file__).parent
-EVAL = Path(__file__).parent
-IMPORTED = re.compile(r"from segros_eval\.(evaluators\.\w+|clusters|pictures|question_\w+) import")
+__all__ = [
+    "data_identity",
+    "encoding_identity",
+    "folder_content",
+    "plain",
+    "source_content",
+    "version_of",
+    "weights_digest",
+]
 
 
 def plain(value: Any) -> Any:
@@ -47,31 +50,92 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no plain form.")
 
 
-def training_code(family: str) -> str:
-    """Return the digest of the code that makes weights and draws with them, for one family of backbones."""
-    folders = ("", "methods", "data", "backbones", f"backbones/{family}")
-    return _digest(path for folder in folders for path in (TRAIN / folder).glob("*.py"))
+def version_of(declared: Any) -> int:
+    """Return the version of a declared thing: an integer that its author raises when numbers move; 1 where none is.
 
-
-def evaluation_code(evaluator: Any) -> str:
-    """Return the digest of the code that asks and scores for one evaluator.
-
-    It is the evaluator's module, those named after it, its tools, and what these import of evaluators, questions and
-    intervals.
+    Args:
+        declared: A method, a family's configuration or an evaluator.
     """
-    spec = importlib.util.find_spec(type(evaluator).__module__)
-    module = Path(spec.origin) if spec is not None and spec.origin else None
-    found = set(module.parent.glob(f"{module.stem}*.py")) if module is not None else set()
-    found |= {path for need in getattr(evaluator, "needs", ()) for path in EVAL.glob(f"{need}*.py")}
-    waiting = list(found)
-    while waiting:
-        text = waiting.pop().read_text(encoding="utf-8")
-        imported = {EVAL / f"{name.replace('.', '/')}.py" for name in IMPORTED.findall(text)}
-        new = {path for path in imported - found if path.is_file()}
-        found |= new
-        waiting += new
-    shared = {EVAL / name for name in ("folders.py", "respond.py", "scene.py", "scene_judge.py", "statistics.py")}
-    return _digest(found | shared)
+    return int(getattr(type(declared), "version", 1))
+
+
+def data_identity(data: DataCard | None) -> dict[str, Any] | None:
+    """Return what determines training data: where it comes from, its revision, and the content of its sources."""
+    if data is None:
+        return None
+    sources = {"generation": data.generation, "instruction": data.instruction}
+    content = {name: None if source is None else source_content(located(source)) for name, source in sources.items()}
+    return {**sources, "revision": data.revision, "content": content}
+
+
+def source_content(source: str) -> Any:
+    """Return what identifies the content of a source of training data.
+
+    It is a manifest of its files, or the version of the embedded world; None for data of the hub, whose revision stands
+    in its card, and for what is absent.
+
+    Args:
+        source: As a data card has it, the folder spelled out.
+    """
+    kind, colon, place = source.partition(":")
+    if kind.startswith("shapes"):
+        from segros_train.data.shapes_world import WORLD_VERSION
+
+        return {"world": WORLD_VERSION}
+    return None if not colon or kind == "hub" else folder_content(Path(place))
+
+
+def folder_content(folder: Path) -> str | None:
+    """Return the digest of a manifest (names, sizes and sha256) of the files below a folder, or of one file.
+
+    A file's digest is computed once and kept by its path, size and time. Hidden files do not count. None where there
+    is nothing.
+    """
+    if folder.is_file():
+        files = [folder]
+    else:
+        inside = (path for path in folder.rglob("*") if path.is_file())
+        files = sorted(
+            path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        )
+    if not files:
+        return None
+    digests = _KeptDigests(segros_home() / "digests.json")
+    manifest = [
+        [path.name if path == folder else path.relative_to(folder).as_posix(), path.stat().st_size, digests.of(path)]
+        for path in files
+    ]
+    digests.save()
+    return content_key(manifest)
+
+
+class _KeptDigests:
+    """Digests of files that were read before, by path, size and time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._is_new = path, False
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            kept = {}
+        self._kept: dict[str, Any] = kept if isinstance(kept, dict) else {}
+
+    def of(self, path: Path) -> str:
+        """Return the sha256 of a file."""
+        state = path.stat()
+        mark = [state.st_size, state.st_mtime_ns]
+        entry = self._kept.get(str(path.resolve()))
+        if isinstance(entry, list) and len(entry) == 3 and entry[:2] == mark:
+            return str(entry[2])
+        digest, self._is_new = file_sha256(path), True
+        self._kept[str(path.resolve())] = [*mark, digest]
+        return digest
+
+    def save(self) -> None:
+        """Keep what was computed, where there is a place for it."""
+        if self._is_new:
+            with suppress(PrerequisiteError):
+                write_json(self._path, self._kept)
 
 
 def weights_digest(card: BackboneCard, checkpoint: Path | None) -> dict[str, str]:
@@ -98,6 +162,7 @@ def encoding_identity(card: BackboneCard, data: DataCard) -> dict[str, Any]:
         "image_size_px": card.image_size_px,
         "generation": data.generation,
         "revision": data.revision,
+        "content": source_content(located(data.generation)),
     }
 
 
@@ -110,10 +175,3 @@ def _folder_digest(folder: Path) -> dict[str, str]:
     return {
         path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors")
     }
-
-
-def _digest(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()

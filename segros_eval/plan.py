@@ -1,8 +1,8 @@
 """From names to a frozen plan: what to train, what to draw, what to score, and the keys that name each result.
 
 A `Stage` is one model: a method on a backbone with one seed. Its evaluations are `Cell`s, which share the stage's
-checkpoint. A key is a content hash of everything that determines the numbers: declared values, weights, seed and the
-source code that computes them, so that a finished stage is found again and a changed one is never mistaken for it.
+checkpoint. A key is a content hash of everything that determines the numbers: declared values and versions, seeds, and
+the content of weights, data and benchmark files. Source code is no part of it; see `segros_eval.reuse`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from segros_eval.catalog import Catalog
 from segros_eval.evaluators import EvalTask
 from segros_eval.evaluators.harness import PREFIX, harness_task
-from segros_eval.fingerprint import evaluation_code, plain, training_code, weights_digest
+from segros_eval.fingerprint import data_identity, folder_content, plain, version_of, weights_digest
 from segros_eval.overrides import Override, apply_overrides, parse_override
-from segros_eval.respond import benchmark_commit
+from segros_eval.respond import benchmark_folder
+from segros_train.data.shapes_world import WORLD_VERSION
 from segros_train.errors import PrerequisiteError, unknown_name
 from segros_train.files import content_key
 from segros_train.methods import Method
@@ -42,6 +43,7 @@ class Request:
         limit: Largest number of prompts or questions per evaluation; None for all.
         checkpoint: Trained weights to evaluate in place of training.
         num_ranks: Processes that train together; each sees its own micro-batches.
+        reuse: `"code"`: finished work is taken up where key and code are the same; `"key"`: where the key is.
     """
 
     methods: tuple[str, ...]
@@ -53,6 +55,7 @@ class Request:
     limit: int | None = None
     checkpoint: Path | None = None
     num_ranks: int = 1
+    reuse: Literal["code", "key"] = "code"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +122,12 @@ class RunPlan:
     Attributes:
         stages: Models in the order they are made.
         tasks_source: Folder the declarations came from.
+        reuse: As in `Request`.
     """
 
     stages: tuple[Stage, ...]
     tasks_source: Path
+    reuse: Literal["code", "key"] = "code"
 
 
 def make_plan(catalog: Catalog, request: Request) -> RunPlan:
@@ -154,7 +159,7 @@ def make_plan(catalog: Catalog, request: Request) -> RunPlan:
         for task in chosen.methods
         for seed in dict.fromkeys(request.seeds)
     ]
-    return RunPlan(stages=tuple(_frozen_once(stages)), tasks_source=catalog.source)
+    return RunPlan(stages=tuple(_frozen_once(stages)), tasks_source=catalog.source, reuse=request.reuse)
 
 
 def _frozen_once(stages: Iterable[Stage]) -> Iterator[Stage]:
@@ -353,24 +358,26 @@ def _stage_key(stage: Stage, *, num_ranks: int) -> str:
             # Recomputation changes memory and speed alone.
             "recipe": plain(stage.recipe and dataclasses.replace(stage.recipe, checkpointing=None)),
             "num_ranks": num_ranks if stage.trains else 1,
-            "data": plain(stage.data),
+            "data": data_identity(stage.data),
             "seed": stage.seed,
-            "code": training_code(stage.card.family),
+            "versions": {"method": version_of(stage.task.method), "family": version_of(stage.card.config)},
         }
     )
 
 
 def _cell(stage: Stage, task: EvalTask, limit: int | None) -> Cell:
     frozen = stage.card.understanding_is_frozen and task.kind == "answer" and not stage.task.from_scratch
+    folder = benchmark_folder(task, stage.card.world)
     determined_by = {
         "stage": _frozen_key(stage.card) if frozen else stage.key,
         "settings": plain(dataclasses.replace(stage.settings, batch_size=1)),
         "image_size_px": stage.card.image_size_px,
         "evaluator": plain(task.evaluator),
-        "world": stage.card.world,
+        "version": version_of(task.evaluator),
+        "protocol": task.evaluator.protocol,
+        "world": {stage.card.world: WORLD_VERSION if stage.card.world == "shapes" else None},
         "limit": limit,
-        "code": evaluation_code(task.evaluator),
-        "questions": benchmark_commit(task, stage.card.world),
+        "files": None if folder is None else folder_content(folder),
     }
     return Cell(task=task, limit=limit, key=content_key(determined_by), frozen=frozen)
 
@@ -382,6 +389,6 @@ def _frozen_key(card: BackboneCard) -> str:
             "family": card.family,
             "config": plain(card.config),
             "weights": weights_digest(card, None),
-            "code": training_code(card.family),
+            "version": version_of(card.config),
         }
     )

@@ -20,7 +20,7 @@ from segros_eval.respond import ask
 from segros_eval.toolbox import missing_tool
 from segros_train.backbones import SHIPPED_WEIGHTS
 from segros_train.errors import PrerequisiteError
-from segros_train.files import segros_home
+from segros_train.files import data_folder, located
 from segros_train.types import BackboneCard, DataCard
 
 __all__ = [
@@ -195,22 +195,11 @@ def missing_data(card: DataCard, *, dialogues: bool = True) -> list[Problem]:
             folder = _hub_cache() / f"datasets--{place.replace('/', '--')}"
             remedy = f"Fetch it: hf download --repo-type dataset {place}."
         else:
-            folder = _data_folder(place)
+            folder = data_folder(place)
             remedy = f"Put it there, or choose other data with --data. {card.notes}".strip()
         if not folder.is_dir():
             problems.append(Problem(f"Training data {card.name} ({source}) is missing: no folder {folder}", remedy))
     return problems
-
-
-def located(source: str) -> str:
-    """Return a source of training data with its folder spelled out: as named, else below `$SEGROS_HOME/data`."""
-    kind, colon, place = source.partition(":")
-    return source if not colon or kind == "hub" else f"{kind}:{_data_folder(place)}"
-
-
-def _data_folder(name: str) -> Path:
-    path = Path(name).expanduser()
-    return path if path.is_absolute() or path.is_dir() else segros_home() / "data" / name
 
 
 def num_weights(card: BackboneCard) -> int | None:

@@ -25,6 +25,7 @@ from segros_eval.provenance import software
 from segros_eval.ranks import Ranks, local_device
 from segros_eval.report import write_items
 from segros_eval.respond import Shard, answer_questions, ask, benchmark_commit, draw_images
+from segros_eval.reuse import digest_of, take_up
 from segros_eval.score import explained, summarise, windows
 from segros_eval.store import AnswerStore, ImageStore, read_result, write_result, write_scores
 from segros_eval.toolbox import open_tools
@@ -91,11 +92,14 @@ def run_plan(plan: RunPlan, *, out: Path, device: str, listener: Listener) -> li
     Raises:
         PrerequisiteError: If another run works in one of the run folders.
     """
-    first = Ranks.here().is_first
+    ranks = Ranks.here()
     with ExitStack() as locks:
-        for stage in plan.stages if first else ():
+        for stage in plan.stages if ranks.is_first else ():
             locks.enter_context(held(out / stage.folder))
             write_json(out / stage.folder / "plan.json", plain(stage))
+            for found in take_up(stage, out / stage.folder, by_key=plan.reuse == "key"):
+                listener.note(found)
+        ranks.gathered({})
         return [outcome for stage in plan.stages for outcome in _run_stage(stage, out / stage.folder, device, listener)]
 
 
@@ -386,6 +390,7 @@ def _provenance(model: _Model, cell: Cell, seconds: dict[str, float]) -> dict[st
         "training": model.training,
         "settings": plain(stage.settings),
         "evaluator": plain(cell.task.evaluator),
+        "code": digest_of(model.folder / "evals" / cell.task.name),
         "questions": benchmark_commit(cell.task, stage.card.world),
         "subset": cell.limit is not None,
         "limit": cell.limit,

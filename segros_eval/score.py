@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segros_eval.evaluators import EvalTask, Evaluator, Result, Sample, Score, Tools, World
-from segros_eval.fingerprint import evaluation_code, plain
+from segros_eval.fingerprint import plain, version_of
 from segros_eval.folders import FolderFault, ImageFolder
 from segros_eval.provenance import software
 from segros_train.errors import PrerequisiteError
@@ -211,7 +211,8 @@ def _key(evaluator: Evaluator, found: ImageFolder, tools: Tools, world: World) -
     return content_key(
         {
             "evaluator": plain(evaluator),
-            "code": evaluation_code(evaluator),
+            "version": version_of(evaluator),
+            "protocol": evaluator.protocol,
             "tools": tools.record,
             "world": world,
             "images": images,

@@ -15,7 +15,9 @@ from segros_train.errors import PrerequisiteError
 __all__ = [
     "append_jsonl",
     "content_key",
+    "data_folder",
     "file_sha256",
+    "located",
     "read_jsonl",
     "replace_file",
     "segros_home",
@@ -27,6 +29,18 @@ __all__ = [
 def segros_home() -> Path:
     """Return the folder of fetched data (`data/`) and weights (`weights/`): `$SEGROS_HOME`, else `~/.cache/segros`."""
     return Path(os.environ.get("SEGROS_HOME") or Path.home() / ".cache" / "segros")
+
+
+def located(source: str) -> str:
+    """Return a source of training data with its folder spelled out: as named, else below `$SEGROS_HOME/data`."""
+    kind, colon, place = source.partition(":")
+    return source if not colon or kind == "hub" else f"{kind}:{data_folder(place)}"
+
+
+def data_folder(name: str) -> Path:
+    """Return the folder of a data set: as named where there is one, else below `$SEGROS_HOME/data`."""
+    path = Path(name).expanduser()
+    return path if path.is_absolute() or path.is_dir() else segros_home() / "data" / name
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:

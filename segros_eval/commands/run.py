@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,18 @@ MaxUnscored = Annotated[
     float, typer.Option("--max-unscored", min=0, max=1, help="Allowed share of items without a value.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, its cost and what is missing; do nothing.")]
+
+
+class Reusing(StrEnum):
+    """When finished work is taken up: where key and code are the same, or wherever the key is."""
+
+    code = "code"
+    key = "key"
+
+
+Reuse = Annotated[
+    Reusing, typer.Option("--reuse", help="Take up finished work of the same key and code, or of the same key.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 
 
@@ -49,6 +62,7 @@ def run(
     out_folder: OutFolder = Path("runs"),
     device: Device = "auto",
     max_unscored: MaxUnscored = 0.0,
+    reuse: Reuse = Reusing.code,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -63,6 +77,7 @@ def run(
         data=data,
         overrides=tuple(overrides or ()),
         limit=limit,
+        reuse=reuse.value,
     )
     carry_out(
         request, out_folder=out_folder, device=device, max_unscored=max_unscored, dry_run=dry_run, as_json=as_json
@@ -77,6 +92,7 @@ def train(
     overrides: Overrides = None,
     out_folder: OutFolder = Path("runs"),
     device: Device = "auto",
+    reuse: Reuse = Reusing.code,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -89,6 +105,7 @@ def train(
         seeds=seeds_of(seed),
         data=data,
         overrides=tuple(overrides or ()),
+        reuse=reuse.value,
     )
     carry_out(request, out_folder=out_folder, device=device, max_unscored=0.0, dry_run=dry_run, as_json=as_json)
 
@@ -105,6 +122,7 @@ def evaluate(
     out_folder: OutFolder = Path("runs"),
     device: Device = "auto",
     max_unscored: MaxUnscored = 0.0,
+    reuse: Reuse = Reusing.code,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -121,6 +139,7 @@ def evaluate(
         overrides=tuple(overrides or ()),
         limit=limit,
         checkpoint=folder,
+        reuse=reuse.value,
     )
     carry_out(
         request, out_folder=out_folder, device=device, max_unscored=max_unscored, dry_run=dry_run, as_json=as_json

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from segros_eval.evaluators import Interval, Judge, JudgeReply, JudgeRequest, Sample, Score, Tools, World
 from segros_train.errors import PrerequisiteError
@@ -52,6 +52,9 @@ class CompBench:
         judge_revision: Its revision; empty for what the server has.
         shapes_prompts_per_category: Most prompts of each category in the embedded world.
     """
+
+    version: ClassVar[int] = 1
+    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Literal["srum-2025-11", "compbench-mllm-v1"] = "srum-2025-11"
     images_per_prompt: int = 1

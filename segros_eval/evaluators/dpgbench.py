@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from segros_eval.evaluators import Interval, Judge, JudgeReply, JudgeRequest, Sample, Score, Tools, World
 from segros_train.errors import PrerequisiteError
@@ -51,6 +51,9 @@ class DPGBench:
         prompts_sha256: Digest of the prompts' file; another file is another benchmark.
         questions_git_blob: Git's name of the table of questions; the same.
     """
+
+    version: ClassVar[int] = 1
+    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Literal["official", "fixed"] = "official"
     answerer: Literal["mplug", "judge"] = "mplug"

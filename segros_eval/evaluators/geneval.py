@@ -62,6 +62,9 @@ class GenEval:
             of its own, which pre-processes a little differently.
     """
 
+    version: ClassVar[int] = 1
+    """Raised when the benchmark's rules or readers change numbers."""
+
     threshold: float = 0.3
     counting_threshold: float = 0.9
     max_objects: int = 16

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from segros_eval.evaluators import Interval, Sample, Score, Tools, World
 from segros_eval.evaluators.categories import COGNITION, PERCEPTION
@@ -49,6 +49,9 @@ class MME:
         num_rows: Questions of the whole set; None takes any number.
         shapes_pictures: Pictures of each category in the embedded world.
     """
+
+    version: ClassVar[int] = 1
+    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Rules = "standard"
     max_new_tokens: int = 16

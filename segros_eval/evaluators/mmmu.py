@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from segros_eval.evaluators import Interval, Picture, Sample, Score, Tools, World
 from segros_eval.evaluators.categories import DOMAINS, options_of, subject_of
@@ -75,6 +75,9 @@ class MMMU:
         num_rows: Questions of the whole set; None takes any number.
         shapes_questions: Questions of each of four subjects in the embedded world.
     """
+
+    version: ClassVar[int] = 1
+    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Rules = "standard"
     max_new_tokens: int = 128

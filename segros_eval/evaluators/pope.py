@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from segros_eval.evaluators import Interval, Sample, Score, Tools, World
 from segros_eval.evaluators.categories import SPLITS
@@ -61,6 +61,9 @@ class POPE:
         num_rows: Questions of the whole set; None takes any number.
         shapes_pictures: Pictures in the embedded world, with twelve questions each.
     """
+
+    version: ClassVar[int] = 1
+    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Rules = "standard"
     max_new_tokens: int = 128

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from segros_eval.evaluators import Interval, Sample, Score, Tools, World
 from segros_eval.evaluators.categories import DIMENSIONS
@@ -52,6 +52,9 @@ class SEED:
         num_rows: Questions about pictures of the whole set; None takes any number.
         shapes_pictures: Pictures in the embedded world, with three questions each.
     """
+
+    version: ClassVar[int] = 1
+    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Rules = "standard"
     max_new_tokens: int = 16

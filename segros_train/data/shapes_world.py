@@ -27,6 +27,7 @@ __all__ = [
     "OBJECT_NAMES",
     "RELATIONS",
     "TAGS",
+    "WORLD_VERSION",
     "Scene",
     "SceneObject",
     "Tag",
@@ -41,6 +42,8 @@ __all__ = [
     "spread_scene",
 ]
 
+WORLD_VERSION = 1
+"""Raised when a scene, a caption, a prompt or a question of any seed changes."""
 CELL_PX = 16
 GRID = 6
 IMAGE_PX = CELL_PX * GRID

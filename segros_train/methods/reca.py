@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from segros_train.methods.grounding import GroundingOptions, check_share, grounding
 from segros_train.methods.sft import native_mask
@@ -27,6 +27,9 @@ class Reca(GroundingOptions):
 
     Source: SeGroS, section 9.2 and Table 9.
     """
+
+    version: ClassVar[int] = 1
+    """Raised when the method's decisions change numbers."""
 
     hint_ratio: float = 1.0
 

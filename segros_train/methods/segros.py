@@ -7,7 +7,7 @@ what the caption does not speak of stays visible as context, and no loss is spen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from segros_train.methods.grounding import GroundingMap, GroundingOptions, check_share, grounding
 from segros_train.types import Supervision
@@ -37,6 +37,9 @@ class SeGroS(GroundingOptions):
 
     Source: SeGroS, sections 3.4 and 4.4, Tables 5, 6 and 8.
     """
+
+    version: ClassVar[int] = 1
+    """Raised when the method's decisions change numbers."""
 
     hint_ratio: float | None = None
     hints: Literal["top", "bottom"] = "top"

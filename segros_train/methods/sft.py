@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from segros_train.types import Supervision
 
@@ -25,6 +25,9 @@ class SFT:
         num_untold: Hidden cells of each image that count beside those its caption tells of, drawn anew each time;
             None for all. Only for data that knows what its captions tell of, in pretraining.
     """
+
+    version: ClassVar[int] = 1
+    """Raised when the method's decisions change numbers."""
 
     all_hidden_share: float = 0.0
     num_untold: int | None = None

@@ -78,3 +78,10 @@ def test_a_table_of_the_paper_is_made_of_what_is_declared(paper_table: PaperTabl
     assert paper_table.backbones
     printed = {row.backbone for row in load_reference().table(paper_table.table).rows}
     assert not printed or set(paper_table.backbones) <= printed
+
+
+def test_whatever_makes_numbers_declares_its_version(catalog: Catalog) -> None:
+    values = [task.method for task in catalog.methods.values() if task.method is not None]
+    values += [card.config for card in catalog.backbones.values()]
+    values += [task.evaluator for task in catalog.evaluators.values()]
+    assert all(isinstance(type(value).__dict__.get("version"), int) for value in values)

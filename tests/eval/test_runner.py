@@ -17,6 +17,7 @@ from segros_eval.catalog import Catalog, load_catalog
 from segros_eval.lock import held
 from segros_eval.plan import Request, RunPlan, make_plan
 from segros_eval.progress import Silent
+from segros_eval.reuse import Code, read_code, write_code
 from segros_eval.runner import Outcome, run_plan
 from segros_eval.store import read_result, read_scores
 from segros_train import backbones
@@ -236,3 +237,31 @@ def test_a_folder_is_free_again_after_the_run(
     (outcome,) = run(monkeypatch, plan_of(declared), tmp_path, Draughtsman())
     with held(outcome.folder):
         pass
+
+
+@pytest.mark.parametrize(("old", "new", "is_reused"), [("Read an image whole", "Take", True), ('"RGB"', '"L"', False)])
+def test_a_result_of_code_that_reads_pictures_otherwise_is_not_reused(
+    declared: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, is_reused: bool
+) -> None:
+    (first,) = run(monkeypatch, plan_of(declared), tmp_path, Draughtsman())
+    for folder in (first.folder / "responses", first.folder / "evals" / "geneval"):
+        code = read_code(folder)
+        assert code is not None and old in code.sources["segros_eval.store"]
+        # As if the present code had been edited since.
+        other = {**code.sources, "segros_eval.store": code.sources["segros_eval.store"].replace(old, new)}
+        write_code(folder, Code(other))
+    draughtsman, watcher = Draughtsman(), Watcher()
+    (again,) = run(monkeypatch, plan_of(declared), tmp_path, draughtsman, watcher)
+    assert again.reused == is_reused
+    assert draughtsman.num_drawn == (0 if is_reused else cli_world.NUM_IMAGES)
+    assert any("segros_eval.store" in note for note in watcher.notes) != is_reused
+
+
+def test_by_key_a_result_of_other_code_is_taken_and_said(
+    declared: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = run(monkeypatch, plan_of(declared), tmp_path, Draughtsman())
+    write_code(first.folder / "evals" / "geneval", Code({"gone": "x = 1"}))
+    watcher = Watcher()
+    (again,) = run(monkeypatch, plan_of(declared, reuse="key"), tmp_path, Draughtsman(), watcher)
+    assert again.reused and any("--reuse key" in note for note in watcher.notes)

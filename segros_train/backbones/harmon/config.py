@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from segros_train.backbones.configs import from_plain
 
@@ -132,6 +132,9 @@ class HarmonConfig:
             the package's own.
         gradient_checkpointing: Recompute blocks in the backward pass instead of keeping their activations.
     """
+
+    version: ClassVar[int] = 1
+    """Raised when the family's losses, sampling or answers, or the training loop, change numbers."""
 
     llm: LanguageConfig
     mar: MarConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from segros_train.backbones.configs import from_plain
 
@@ -139,6 +139,9 @@ class OpenUniConfig:
             the package's own.
         gradient_checkpointing: Recompute blocks of the generator in the backward pass.
     """
+
+    version: ClassVar[int] = 1
+    """Raised when the family's losses, sampling or answers, or the training loop, change numbers."""
 
     llm: LanguageConfig
     connector: ConnectorConfig
