@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import widened
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -106,16 +107,17 @@ class Golden:
 
 
 def load_golden(folder: Path) -> Golden:
-    """Build the set's model from published key names and read its tensors."""
+    """Build the set's model from published key names and read its tensors, in float64 (see `bounds`)."""
     sizes = json.loads((folder / "config.json").read_text())
     config = showo_config(sizes)
     model = build(config, load_file(folder / "weights.safetensors"), origin=str(folder), device="cpu")
     record = json.loads((folder / "cases.json").read_text())
     tokenizer = ShowoTokenizer.from_file(folder / "tokenizer.json", text_vocab_size=config.llm.text_vocab_size)
     return Golden(
-        model.eval(), tokenizer, load_file(folder / "cases.safetensors"), record["values"], sizes, record["tensors"]
+        model.double().eval(),
+        tokenizer,
+        widened(load_file(folder / "cases.safetensors")),
+        record["values"],
+        sizes,
+        record["tensors"],
     )
-
-
-def close(measured: Tensor, recorded: Tensor, *, tolerance: float) -> None:
-    torch.testing.assert_close(measured, recorded, rtol=0, atol=tolerance)
