@@ -74,6 +74,14 @@ class Golden:
         spans = [part.split("..") for part in listed[1].split(",")]
         return [column for span in spans for column in range(int(span[0]), int(span[-1]) + 1)]
 
+    def rows(self, name: str) -> dict[str, slice]:
+        """Return the rows of each task that the description of a batch counts, like `rows: 3 t2i, 1 lm, 2 mmu`."""
+        found, start = {}, 0
+        for count, task in re.findall(r"(\d+) (t2i|lm|mmu)\b", self.meanings[name]):
+            found[task] = slice(start, start := start + int(count))
+        assert found.keys() == {"t2i", "lm", "mmu"} and start == len(self.tensors[name]), self.meanings[name]
+        return found
+
     def group(self, name: str) -> dict[str, Tensor]:
         """Return the tensors below a name; skip where the set has none."""
         found = {key[len(name) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{name}.")}

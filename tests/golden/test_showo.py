@@ -136,30 +136,30 @@ def mixed(golden: Golden) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 
 def losses(golden: Golden) -> dict[str, Tensor]:
-    """Return the three losses of the mixed batch: rows of drawing, then one of text, then those of reading."""
-    states, labels, given = mixed(golden)
-    drawn = len(given["logits_t2i_image"])
+    """Return the three losses of the mixed batch, each over the rows that the recording gives to its task."""
+    states, labels, _ = mixed(golden)
+    drawn, texts, asked = (golden.rows("c.input_ids")[task] for task in ("t2i", "lm", "mmu"))
     model, image = golden.model, slice(golden.limit, None)
     return {
-        "t2i": model.nll(states[:drawn, image], labels[:drawn, image]),
-        "lm": model.next_token_nll(states[drawn : drawn + 1], labels[drawn : drawn + 1]),
-        "mmu": model.next_token_nll(states[drawn + 1 :], labels[drawn + 1 :]),
+        "t2i": model.nll(states[drawn, image], labels[drawn, image]),
+        "lm": model.next_token_nll(states[texts], labels[texts]),
+        "mmu": model.next_token_nll(states[asked], labels[asked]),
     }
 
 
 def test_a_mixed_batch_has_the_recorded_logits_and_losses(golden: Golden) -> None:
     states, labels, given = mixed(golden)
-    drawn = len(given["logits_t2i_image"])
+    drawn = golden.rows("c.input_ids")["t2i"]
     with torch.no_grad():
         logits = golden.model.logits(states)
         found = losses(golden)
     image = slice(golden.limit + 1, -1)
-    close(logits[:drawn, image], given["logits_t2i_image"])
+    close(logits[drawn, image], given["logits_t2i_image"])
     close(logits[:, -1], given["logits_last"])
     close(logits[:, golden.columns("c.logits_text")], given["logits_text"])
     for name, loss in found.items():
         assert float(loss) == near(golden.values[f"c.loss_{name}"])
-    code_states, code_labels = states[:drawn, image], labels[:drawn, image]
+    code_states, code_labels = states[drawn, image], labels[drawn, image]
     alone = float(golden.model.nll(code_states, code_labels).detach())
     assert alone == near(golden.values["c.derived.loss_t2i_masked_only_fullvocab"])
     kept = code_labels != IGNORED
