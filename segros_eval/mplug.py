@@ -162,9 +162,9 @@ def open_mplug(device: str | None = None) -> Mplug:
         )
     folder = mplug_folder()
     digests = {name: held_to_first_copy(folder / name, file_sha256(folder / name)) for name in FILES}
-    network = MplugNetwork(config_of(folder)).eval().requires_grad_(False)
     weights = folder / WEIGHTS
     content = read_weight_file(weights, remedy="Fetch it again with `segros data fetch dpgbench`.")
+    network = MplugNetwork(config_of(folder)).eval().requires_grad_(False)
     try:
         network.load_state_dict(from_published(content))
     except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:

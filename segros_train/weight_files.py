@@ -95,4 +95,7 @@ def _reason(error: BaseException) -> str:
     if refused := _REFUSED_NAME.search(text):
         return f"it asks for {refused[1]}, which is no part of weights, and nothing of it was run."
     told = text.rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
-    return told.splitlines()[0].partition(". ")[0].rstrip(".") + "."
+    told = told.splitlines()[0].partition(". ")[0].rstrip(".")
+    if isinstance(error, pickle.UnpicklingError):
+        return f"it is no pickle of weights, and nothing of it was run ({told})."
+    return f"{told}."
