@@ -247,10 +247,8 @@ def plain_file(card: BackboneCard, role: str, path: Path) -> None:
 def test_a_backbone_refuses_a_hostile_file_in_place_of_any_published_one(
     card: BackboneCard, weight: WeightFile, kind: str, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    roles = {(file.repo, file.filename): file.role for file in card.weights}
-
     def cached(repo: str, name: str) -> str | None:
-        own = {role for (of, file), role in roles.items() if of == repo and file in (name, None)}
+        own = {file.role for file in card.weights if file.repo == repo and file.filename in (name, None)}
         role = "tokenizer" if name == "tokenizer.json" else next(iter(sorted(own - {"tokenizer"})), "")
         # A role whose file may have several names has a pickle's, so that the family's own reader of pickles is met.
         if not role or (card.family == "showo" and role != "tokenizer" and not name.endswith(".bin")):
