@@ -40,7 +40,7 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     states.check_settings(card.config, found.files)
     state, read = states.hub_state(found.files) if card.weights else {}, OpenUniTokenizer.from_file
     if found.checkpoint is not None:
-        kept = read_checkpoint(found.checkpoint, card, function=FUNCTION, tokenizer=read, read=states.read_state)
+        kept = read_checkpoint(found.checkpoint, card, function=FUNCTION, tokenizer=read)
         origin = str(found.checkpoint)
         model = states.build(card.config, {**state, **kept.state}, origin=origin, device=device)
         return OpenUni(card, model, kept.tokenizer, realisation=kept.realisation)

@@ -14,23 +14,20 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from segros_train.backbones.checkpoints import check_keys
+from segros_train.backbones.checkpoints import check_keys, read_state
 from segros_train.backbones.openuni.config import OpenUniConfig
 from segros_train.backbones.openuni.model import OpenUniModel
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["build", "check_settings", "hub_state", "is_frozen", "our_names", "overlaid", "read_state", "upstream_names"]
+__all__ = ["build", "check_settings", "hub_state", "is_frozen", "our_names", "overlaid", "upstream_names"]
 
 TRAINED = ("meta_queries", "connector.", "projector.", "transformer.")
 OVERLAID = ("meta_queries", "connector.", "projector.")
@@ -123,32 +120,6 @@ def upstream_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             layer = _renamed(split[1], _TO_UPSTREAM)
             named[f"lmm.{layer}attn.qkv.{split[3]}"] = torch.cat(rows)
     return named
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from a safetensors file, the index of several, or a pickle, which runs no code.
-
-    Raises:
-        PrerequisiteError: If the file is damaged, or holds something else.
-    """
-    try:
-        if path.name.endswith(".safetensors.index.json"):
-            files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-            return {key: value for name in sorted(files) for key, value in load_file(path.parent / name).items()}
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PrerequisiteError(
-            f"Cannot read the weights {path}: {reason} Fetch the file again; where it holds objects besides "
-            "tensors, save its state_dict alone."
-        ) from error
-    if isinstance(values, Mapping) and isinstance(values.get("state_dict"), Mapping):
-        values = values["state_dict"]
-    if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise PrerequisiteError(f"{path} holds no named tensors; name an OpenUni checkpoint.")
-    return dict(values)
 
 
 def hub_state(files: Mapping[str, Path]) -> dict[str, Tensor]:

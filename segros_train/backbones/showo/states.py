@@ -9,7 +9,6 @@ Source: showlab/Show-o models/modeling_utils.py, models/modeling_magvitv2.py @ 4
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,21 +56,6 @@ def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _read_parts(path: Path) -> dict[str, Tensor]:
-    """Read a file of weights, or every file that an index of shards names.
-
-    Raises:
-        PrerequisiteError: If a file is missing or damaged.
-    """
-    if path.suffix != ".json":
-        return read_state(path)
-    try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PrerequisiteError(f"Cannot read the index of weights {path}: {error!r}. Fetch it again.") from error
-    return {key: value for name in names for key, value in read_state(path.with_name(name)).items()}
-
-
 def published_state(files: Mapping[str, Path]) -> dict[str, Tensor]:
     """Read the published files of a card into one state with upstream's key names.
 
@@ -84,7 +68,7 @@ def published_state(files: Mapping[str, Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for role in ("clip", "vq", "model"):
         if role in files:
-            state |= _read_parts(files[role])
+            state |= read_state(files[role])
     return state
 
 
