@@ -172,7 +172,7 @@ class TimeEmbedding(nn.Module):
         indices = torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=timesteps.device)
         frequencies = torch.exp(-math.log(10_000) * indices / TIME_FREQUENCIES)
         angles = timesteps.float().unsqueeze(1) * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(next(self.mlp.parameters()).dtype))
 
 
 class ResBlock(nn.Module):
