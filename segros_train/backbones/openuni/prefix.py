@@ -44,6 +44,7 @@ class Prefix:
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Return a layer's keys and values with others behind them, as a cache does, but keep none of these."""
         before = self.cache.layers[layer]
+        assert before.keys is not None and before.values is not None
         return torch.cat([before.keys, keys], dim=2), torch.cat([before.values, values], dim=2)
 
     def apart(self) -> list[Tensor]:
