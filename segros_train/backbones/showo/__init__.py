@@ -18,7 +18,7 @@ What upstream does unexpectedly, and what becomes of it here:
 | offsets are found by searching for ids, or taken from the first sample | known by construction |
 | the mmu loss of no sample is that of the whole batch, the lm loss NaN | tasks never share a loss |
 | `label_smoothing` is ignored | no such field |
-| `gradient_checkpointing` is read by nothing | `ShowoConfig.gradient_checkpointing` works |
+| `gradient_checkpointing` is read by nothing | `Recipe.checkpointing` is |
 | restarts lose optimizer and schedule | `segros_train.checkpoint` keeps both |
 | weights are looked for as `pytorch_model.safetensors`, saved as `.bin` | both, and Hugging Face's names |
 
