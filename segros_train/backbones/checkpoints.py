@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from segros_train.backbone import Realisation
-from segros_train.errors import PrerequisiteError
+from segros_train.errors import PrerequisiteError, is_out_of_memory
 from segros_train.files import replace_file, write_json
 from segros_train.types import BackboneCard
 
@@ -50,6 +50,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         values = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGE as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PrerequisiteError(f"Cannot read the weights {path}: {reason} Fetch the file again.") from error
     for wrapper in ("state_dict", "model"):

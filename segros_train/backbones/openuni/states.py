@@ -28,7 +28,7 @@ from torch import Tensor
 from segros_train.backbones.checkpoints import check_keys
 from segros_train.backbones.openuni.config import OpenUniConfig
 from segros_train.backbones.openuni.model import OpenUniModel
-from segros_train.errors import PrerequisiteError
+from segros_train.errors import PrerequisiteError, is_out_of_memory
 
 __all__ = ["build", "check_settings", "hub_state", "is_frozen", "our_names", "overlaid", "read_state", "upstream_names"]
 
@@ -139,6 +139,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         values = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PrerequisiteError(
             f"Cannot read the weights {path}: {reason} Fetch the file again; where it holds objects besides "
