@@ -175,6 +175,23 @@ def test_images_come_in_order_and_do_not_depend_on_their_batch(backbone: Backbon
         assert max(apart) <= 2, "rounding may move a pixel by a step, another draw moves it by more"
 
 
+def test_images_are_decoded_a_few_at_a_time(
+    backbone: Backbone, tiny_card: BackboneCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(tiny_card.settings, num_steps=2, batch_size=3)
+    at_once = list(backbone.generate(PROMPTS, seeds=(3, 4, 5), settings=settings))
+    counts: list[int] = []
+    for name in {"decode_latents", "decode_codes"} & set(dir(backbone.model)):
+        decode = getattr(backbone.model, name)
+        monkeypatch.setattr(backbone.model, name, lambda part, decode=decode: counts.append(len(part)) or decode(part))
+    monkeypatch.setattr("segros_train.backbones.images.DECODED_PX", 2 * tiny_card.image_size_px**2)
+    in_parts = list(backbone.generate(PROMPTS, seeds=(3, 4, 5), settings=settings))
+    assert counts == [2, 1]
+    for image, other in zip(in_parts, at_once, strict=True):
+        apart = [abs(a - b) for a, b in zip(image.tobytes(), other.tobytes(), strict=True)]
+        assert max(apart) <= 1, "rounding may move a pixel by a step, another picture differs by more"
+
+
 def test_another_seed_draws_another_image(backbone: Backbone, tiny_card: BackboneCard) -> None:
     settings = replace(tiny_card.settings, num_steps=2)
     first, second = backbone.generate([PROMPTS[0]] * 2, seeds=(0, 1), settings=settings)

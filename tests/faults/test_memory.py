@@ -101,11 +101,13 @@ def only(world: cli_world.World, out: str, method: str) -> Path:
 def test_a_draw_that_runs_out_of_memory_goes_on_in_smaller_batches_to_the_same_pictures_and_scores(
     world: cli_world.World, segros: Segros, monkeypatch: pytest.MonkeyPatch, run_out: Callable[[], None]
 ) -> None:
+    by_twos = [*RUN, "--method", "none", "--set", "settings.batch_size=2", "--out", f"by-twos-{run_out.__name__}"]
+    assert CliRunner().invoke(cli.app, by_twos).exit_code == 0
     batches = crowd_drawing(monkeypatch, run_out, holds=3)
     done = segros(*RUN, "--method", "none")
     assert done.exit_code == 0, done.output
     assert batches == [8, 4] + [2] * (cli_world.NUM_IMAGES // 2)
-    disturbed, undisturbed = (numbers(only(world, out, "none")) for out in ("runs", "undisturbed"))
+    disturbed, undisturbed = (numbers(only(world, out, "none")) for out in ("runs", by_twos[-1]))
     assert len(disturbed["pictures"]) == cli_world.NUM_IMAGES
     assert disturbed == undisturbed
 
