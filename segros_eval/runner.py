@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from segros_eval.evaluators import EvalTask, Result, Sample, Score
 from segros_eval.fingerprint import encoding_identity, plain, weights_digest
@@ -150,14 +150,17 @@ class _Model:
         """The weights in memory, loaded when first asked for."""
         if self._backbone is None:
             with self.listener.phase(f"load  {_title(self.stage)}", 1) as tell:
-                self._backbone = load_backbone(self.stage, self.source, self.device)
+                precision = self.stage.settings.options.get("precision", "auto")
+                self._backbone = load_backbone(self.stage, self.source, self.device, precision=precision)
                 self._backbone.eval()
                 tell(1)
         return self._backbone
 
 
 @memory_shortage_named("Loading the weights", "end other programs there, or take another device with --device")
-def load_backbone(stage: Stage, source: Path | None, device: str) -> Backbone:
+def load_backbone(
+    stage: Stage, source: Path | None, device: str, *, precision: Literal["auto", "fp32", "bf16"] = "fp32"
+) -> Backbone:
     """Load a stage's weights: a checkpoint follows its own record, a base the stage's attention.
 
     Raises:
@@ -166,7 +169,7 @@ def load_backbone(stage: Stage, source: Path | None, device: str) -> Backbone:
     from segros_train import backbones
     from segros_train.backbone import Realisation
 
-    backbone = backbones.load(stage.card, source=source, device=device)
+    backbone = backbones.load(stage.card, source=source, device=device, precision=precision)
     if source is None:
         backbone.realise(Realisation(attention=stage.task.attention, hint_slot=stage.task.hint_slot))
     return backbone
@@ -340,7 +343,8 @@ def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[l
     stage = model.stage
     max_new_tokens = getattr(task.evaluator, "max_new_tokens", MAX_NEW_TOKENS)
     path = model.folder / "responses" / f"{task.name}.jsonl"
-    reopen = partial(AnswerStore, path, backbone_key=stage.key, settings={"max_new_tokens": max_new_tokens})
+    chosen = {name: value for name, value in stage.settings.options.items() if name == "precision"}
+    reopen = partial(AnswerStore, path, backbone_key=stage.key, settings={"max_new_tokens": max_new_tokens} | chosen)
     answers = reopen()
     refused: dict[str, str] = {}
     if answers.missing(model.shard.of(samples)):
