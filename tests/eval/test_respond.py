@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +141,30 @@ def test_a_batch_that_memory_does_not_hold_is_halved_for_the_rest_of_the_run(
         "Memory does not hold 8 responses at once; going on with 4.",
         "Memory does not hold 4 responses at once; going on with 2.",
     ]
+
+
+class Hoarder(Painter):
+    """Holds something while it draws and remembers how much of that was still held when it was called again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held, self.left = list[weakref.ref[Any]](), list[int]()
+
+    def generate(self, prompts: Sequence[str], **more: Any) -> Iterator[Image.Image]:
+        self.left.append(sum(one() is not None for one in self.held))
+        hoard = torch.zeros(1)
+        self.held.append(weakref.ref(hoard))
+        if len(prompts) > 1:
+            cycle: list[Any] = [hoard]
+            cycle.append(cycle)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        yield from super().generate(prompts, **more)
+
+
+def test_what_a_failed_batch_held_is_free_before_the_next_is_tried(tmp_path: Path) -> None:
+    painter = Hoarder()
+    draw(painter, samples(4), store(tmp_path), batch_size=BatchSize(4))
+    assert painter.left == [0] * 6
 
 
 def test_what_a_batch_made_before_memory_ran_out_is_not_made_again(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from segros_eval import cli
 from segros_eval.evaluators.geneval import GenEval
+from segros_train import backbones
 from segros_train.backbones.harmon.adapter import Harmon
 
 Segros = Callable[..., Result]
@@ -130,6 +132,26 @@ def test_a_training_that_runs_out_of_memory_says_what_to_change_and_the_other_ce
     again = segros(*RUN, "--method", "sft,none")
     assert again.exit_code == 0, again.output
     assert numbers(only(world, "runs", "sft")) == numbers(only(world, "undisturbed", "sft"))
+
+
+@SHORTAGES
+def test_a_model_whose_training_ran_out_of_memory_is_gone_before_the_next_is_loaded(
+    segros: Segros, monkeypatch: pytest.MonkeyPatch, run_out: Callable[[], None], found: str
+) -> None:
+    loaded, alive = list[weakref.ref[Any]](), list[int]()
+    load = backbones.load
+
+    def watched(*given: Any, **how: Any) -> Any:
+        alive.append(sum(one() is not None for one in loaded))
+        backbone = load(*given, **how)
+        loaded.append(weakref.ref(backbone))
+        return backbone
+
+    monkeypatch.setattr(backbones, "load", watched)
+    monkeypatch.setattr(Harmon, "t2i_loss", lambda *_, **__: run_out())
+    done = segros(*RUN, "--method", "sft,segros,none")
+    assert done.exit_code == 1 and told(done).count(found) == 2
+    assert alive == [0, 0, 0]
 
 
 @SHORTAGES
