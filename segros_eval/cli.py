@@ -1,7 +1,7 @@
 """The `segros` command.
 
-Exit codes: 0 every cell is scored; 1 a cell failed or has more unscored items than allowed; 2 usage or something
-missing. `--json` prints one JSON document on standard output; progress and messages go to standard error.
+Exit codes: 0 every cell is scored; 1 a cell failed, memory ran out, or more items are unscored than allowed; 2 usage or
+something missing. `--json` prints one JSON document on standard output; progress and messages go to standard error.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typer.core import TyperGroup
 
 from segros_eval.commands import judge, look, move, results
 from segros_eval.commands import run as running
-from segros_eval.commands.console import UNUSABLE, emit, err, refuse
-from segros_train.errors import PrerequisiteError
+from segros_eval.commands.console import FAILED, UNUSABLE, emit, err, refuse
+from segros_train.errors import MemoryShortageError, PrerequisiteError, memory_shortage_named
 
 __all__ = ["app", "main"]
 
@@ -28,10 +28,11 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with memory_shortage_named("This command", "end other programs there, or use a device that has more"):
+                return super().invoke(ctx)
         except PrerequisiteError as error:
             refuse(error)
-            raise typer.Exit(UNUSABLE) from error
+            raise typer.Exit(FAILED if isinstance(error, MemoryShortageError) else UNUSABLE) from error
         except KeyboardInterrupt as error:
             err().print("Interrupted. The same command goes on where it stopped.")
             raise typer.Exit(INTERRUPTED) from error

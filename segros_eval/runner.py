@@ -13,29 +13,28 @@ from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from segros_eval.evaluators import EvalTask, Result, Sample, Score
 from segros_eval.fingerprint import encoding_identity, plain, weights_digest
 from segros_eval.lock import held
 from segros_eval.plan import Cell, RunPlan, Stage
 from segros_eval.preflight import located
-from segros_eval.progress import Listener, Tell
+from segros_eval.progress import Listener, Steps
 from segros_eval.provenance import software
-from segros_eval.ranks import Ranks, local_device
+from segros_eval.ranks import Ranks, device_name, local_device
 from segros_eval.report import write_items
-from segros_eval.respond import Shard, answer_questions, ask, benchmark_commit, draw_images
+from segros_eval.respond import BatchSize, Shard, answer_questions, ask, benchmark_commit, draw_images
 from segros_eval.reuse import digest_of, take_up
 from segros_eval.score import explained, summarise, windows
 from segros_eval.store import AnswerStore, ImageStore, read_result, write_result, write_scores
 from segros_eval.toolbox import open_tools
-from segros_train.errors import PrerequisiteError
+from segros_train.errors import PrerequisiteError, memory_shortage_named, release_memory
 from segros_train.files import write_json
 
 if TYPE_CHECKING:
     from segros_train.backbone import Backbone
     from segros_train.data import GenerationSource, InstructionSource
-    from segros_train.loop import StepReport
 
 __all__ = ["Outcome", "run_plan", "train_stage"]
 
@@ -113,9 +112,12 @@ def _run_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> l
         if Ranks.here().num_ranks > 1:  # The others would wait for this process for ever.
             raise
         listener.note(f"{stage.folder}: {error}")
-        return [Outcome(stage, cell, folder, failure=str(error)) for cell in stage.cells or (None,)]
-    outcomes = [_run_cell(model, cell, kept[cell.key]) for cell in stage.cells]
-    return [outcome for outcome in outcomes if outcome is not None] or [Outcome(stage, None, folder)]
+        failure = str(error)
+    else:
+        outcomes = [_run_cell(model, cell, kept[cell.key]) for cell in stage.cells]
+        return [outcome for outcome in outcomes if outcome is not None] or [Outcome(stage, None, folder)]
+    release_memory()
+    return [Outcome(stage, cell, folder, failure=failure) for cell in stage.cells or (None,)]
 
 
 def _finished(folder: Path, cell: Cell) -> Result | None:
@@ -135,6 +137,7 @@ class _Model:
         self.device = local_device() if device == "auto" else device
         self.ranks = Ranks.here()
         self.training: dict[str, Any] = {}
+        self.batch_sizes = {kind: BatchSize(stage.settings.batch_size) for kind in ("image", "answer")}
         source = stage.checkpoint
         if stage.trains:
             source, self.training = train_stage(stage, folder, self.device, listener)
@@ -151,13 +154,17 @@ class _Model:
         """The weights in memory, loaded when first asked for."""
         if self._backbone is None:
             with self.listener.phase(f"load  {_title(self.stage)}", 1) as tell:
-                self._backbone = load_backbone(self.stage, self.source, self.device)
+                precision = self.stage.settings.options.get("precision", "auto")
+                self._backbone = load_backbone(self.stage, self.source, self.device, precision=precision)
                 self._backbone.eval()
                 tell(1)
         return self._backbone
 
 
-def load_backbone(stage: Stage, source: Path | None, device: str) -> Backbone:
+@memory_shortage_named("Loading the weights", "end other programs there, or take another device with --device")
+def load_backbone(
+    stage: Stage, source: Path | None, device: str, *, precision: Literal["auto", "fp32", "bf16"] = "fp32"
+) -> Backbone:
     """Load a stage's weights: a checkpoint follows its own record, a base the stage's attention.
 
     Raises:
@@ -166,12 +173,13 @@ def load_backbone(stage: Stage, source: Path | None, device: str) -> Backbone:
     from segros_train import backbones
     from segros_train.backbone import Realisation
 
-    backbone = backbones.load(stage.card, source=source, device=device)
+    backbone = backbones.load(stage.card, source=source, device=device, precision=precision)
     if source is None:
         backbone.realise(Realisation(attention=stage.task.attention, hint_slot=stage.task.hint_slot))
     return backbone
 
 
+@memory_shortage_named("Training", "end other programs there, or take another device with --device")
 def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> tuple[Path, dict[str, Any]]:
     """Train a stage, or find it trained.
 
@@ -205,7 +213,7 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
             instruction=instruction,
             directory=folder / "train",
             seed=stage.seed,
-            report=_Steps(tell),
+            report=Steps(tell),
         )
     return outcome.checkpoint, {"seconds": outcome.seconds, "num_samples": outcome.num_samples}
 
@@ -243,20 +251,6 @@ def _beginning(stage: Stage, folder: Path, device: str) -> Backbone:
     return backbone.to(device)
 
 
-class _Steps:
-    """Turn reports of the training loop into progress, the steps of an earlier start included."""
-
-    def __init__(self, tell: Tell) -> None:
-        self.tell, self.step = tell, 0
-
-    def __call__(self, report: StepReport) -> None:
-        note = (
-            f"loss {report.loss:.3f}  {report.steps_per_second:.2f} steps/s  {report.samples_per_second:.0f} samples/s"
-        )
-        self.tell(report.step - self.step, note)
-        self.step = report.step
-
-
 def _title(stage: Stage) -> str:
     return f"{stage.task.name} on {stage.card.name}, seed {stage.seed}"
 
@@ -266,20 +260,29 @@ def _run_cell(model: _Model, cell: Cell, kept: Result | None) -> Outcome | None:
     if kept is not None:
         return Outcome(stage, cell, folder, kept, reused=True)
     try:
-        if cell.task.kind == "harness":
-            return Outcome(stage, cell, folder, _score_elsewhere(model, cell))
-        samples = ask(stage, cell)
-        began = time.monotonic()
-        responses, refused = _respond(model, cell.task, samples)
-        drawn = round(time.monotonic() - began, 2)
-        if not model.ranks.is_first:
-            return None
-        return Outcome(stage, cell, folder, _score(model, cell, samples, responses, refused, drawn))
+        result = _result(model, cell)
+        return None if result is None else Outcome(stage, cell, folder, result)
     except PrerequisiteError as error:
         if model.ranks.num_ranks > 1:
             raise
         model.listener.note(f"{stage.folder}, {cell.task.name}: {error}")
-        return Outcome(stage, cell, folder, failure=str(error))
+        failure = str(error)
+    release_memory()
+    return Outcome(stage, cell, folder, failure=failure)
+
+
+@memory_shortage_named(
+    "The evaluation", "end other programs there, or use a device that has more; what it made is kept"
+)
+def _result(model: _Model, cell: Cell) -> Result | None:
+    """Make what an evaluation asks for and score it; None in a process that does not score."""
+    if cell.task.kind == "harness":
+        return _score_elsewhere(model, cell)
+    samples = ask(model.stage, cell)
+    began = time.monotonic()
+    responses, refused = _respond(model, cell.task, samples)
+    seconds = round(time.monotonic() - began, 2)
+    return _score(model, cell, samples, responses, refused, seconds) if model.ranks.is_first else None
 
 
 def _score(
@@ -331,7 +334,10 @@ def _draw(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[lis
     if images.missing(model.shard.of(samples)):
         backbone = model.backbone
         with model.listener.phase(f"draw  {task.name}: {_title(stage)}", len(samples)) as tell:
-            refused = draw_images(backbone, samples, images, settings=stage.settings, advance=tell, shard=model.shard)
+            size, shard = model.batch_sizes["image"], model.shard
+            refused = draw_images(
+                backbone, samples, images, settings=stage.settings, batch_size=size, advance=tell, shard=shard
+            )
     refused = model.ranks.gathered(refused)
     images.refresh()
     return [images.path(sample) if images.has(sample) else None for sample in samples], refused
@@ -341,7 +347,8 @@ def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[l
     stage = model.stage
     max_new_tokens = getattr(task.evaluator, "max_new_tokens", MAX_NEW_TOKENS)
     path = model.folder / "responses" / f"{task.name}.jsonl"
-    reopen = partial(AnswerStore, path, backbone_key=stage.key, settings={"max_new_tokens": max_new_tokens})
+    chosen = {name: value for name, value in stage.settings.options.items() if name == "precision"}
+    reopen = partial(AnswerStore, path, backbone_key=stage.key, settings={"max_new_tokens": max_new_tokens} | chosen)
     answers = reopen()
     refused: dict[str, str] = {}
     if answers.missing(model.shard.of(samples)):
@@ -352,7 +359,7 @@ def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[l
                 samples,
                 answers,
                 max_new_tokens=max_new_tokens,
-                batch_size=stage.settings.batch_size,
+                batch_size=model.batch_sizes["answer"],
                 advance=tell,
                 shard=model.shard,
             )
@@ -378,7 +385,7 @@ def _provenance(model: _Model, cell: Cell, seconds: dict[str, float]) -> dict[st
         **software(),
         "run": stage.folder,
         "stage_key": stage.key,
-        "device": _device_name(model.device),
+        "device": device_name(model.device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "task": plain(stage.task),
         "understanding_is_frozen": cell.frozen,
@@ -396,9 +403,3 @@ def _provenance(model: _Model, cell: Cell, seconds: dict[str, float]) -> dict[st
         "limit": cell.limit,
         "seconds": seconds,
     }
-
-
-def _device_name(device: str) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.serialization import safe_globals
 
-from segros_train.errors import PrerequisiteError
+from segros_train.errors import PrerequisiteError, is_out_of_memory
 
 __all__ = ["RESTART", "open_weight_file", "read_weight_file"]
 
@@ -63,6 +63,8 @@ def read_weight_file(path: Path, *, ignored: Iterable[str] = (), remedy: str = "
         with safe_globals([(_Inert, name) for name in ignored]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
+        if is_out_of_memory(error):
+            raise
         raise PrerequisiteError(f"Cannot read the weights {path}: {_reason(error)} {remedy}") from error
 
 
@@ -75,6 +77,8 @@ def open_weight_file(path: Path, *, remedy: str) -> Any:
     try:
         return safe_open(path, framework="pt")
     except _DAMAGE as error:
+        if is_out_of_memory(error):
+            raise
         raise PrerequisiteError(f"Cannot read the weights {path}: {_reason(error)} {remedy}") from error
 
 
