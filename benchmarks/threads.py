@@ -1,4 +1,4 @@
-"""Measure how much slower harmon-tiny draws beside two busy processes than alone, with spinning and with passive threads.
+"""Measure how much slower harmon-tiny draws beside two busy processes than alone, with spinning and passive threads.
 
 Usage: `python benchmarks/threads.py [ROUNDS]`. Every measurement is a process of its own, since a runtime reads its
 settings once; alone and beside take turns, and the best of the rounds counts, so that other work on the machine moves

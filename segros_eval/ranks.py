@@ -6,11 +6,12 @@ Every process trains; each draws and answers its share of the items; the first a
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Ranks", "local_device"]
+__all__ = ["Ranks", "free_device", "local_device"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ def _leave() -> None:
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def free_device() -> None:
+    """Give back the device memory of tensors that nothing refers to any more, cycles included."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def local_device() -> str:

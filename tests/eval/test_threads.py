@@ -65,6 +65,8 @@ sys.meta_path.insert(0, Watch())
 
 
 def test_importing_the_library_leaves_the_environment_alone() -> None:
-    code = "import os; before = dict(os.environ); import segros_eval.cli, segros_train.loop; assert os.environ == before"
+    code = (
+        "import os; before = dict(os.environ); import segros_eval.cli, segros_train.loop; assert os.environ == before"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
