@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -14,45 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from judge_stub import StubJudge
 
 from segros_eval import judge_server
 from segros_train.errors import PrerequisiteError
 
-SERVER = '''#!{python}
-"""Serves what a judge's client asks for, with a worker of its own in its group; `stubborn` ignores a request to end."""
-import json, signal, subprocess, sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-
-if {stubborn}:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-worker = subprocess.Popen([sys.executable, "-c", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\\n"
-                           "while True: signal.pause()"])
-with Path({starts!r}).open("a") as stream:
-    print(json.dumps([worker.pid, sys.argv[1:]]), file=stream)
-port = int(sys.argv[sys.argv.index("--port") + 1])
-model = sys.argv[sys.argv.index("--served-model-name") + 1]
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.reply({{"version": "0.0", "object": "list", "data": [{{"id": model, "object": "model"}}]}})
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        message = {{"role": "assistant", "content": "yes"}}
-        self.reply({{"id": "1", "object": "chat.completion", "choices": [{{"index": 0, "message": message}}]}})
-
-    def reply(self, value):
-        content = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *arguments): ...
-
-ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
-'''
 RUN = """
 import sys, time
 from segros_eval import cli, judge_server
@@ -75,21 +40,8 @@ RETURN = "pass"
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Where a stub stands in the place of vLLM, and what it has told."""
-
-    home: Path
-
-    def install(self, *, stubborn: bool) -> None:
-        folder = self.home / "judge" / "environment"
-        program = folder / "bin" / "python"
-        program.parent.mkdir(parents=True)
-        text = SERVER.format(python=sys.executable, stubborn=stubborn, starts=str(self.home / "starts"))
-        program.write_text(text, encoding="utf-8")
-        program.chmod(0o755)
-        (folder / "segros.json").write_text(
-            json.dumps({"kind": "cpu", "vllm": judge_server.VLLM_VERSION}), encoding="utf-8"
-        )
+class Judge(StubJudge):
+    """A run that starts the stub."""
 
     def run(self, body: str) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if name != "SEGROS_JUDGE"}
@@ -103,7 +55,7 @@ class Judge:
     @property
     def group(self) -> int:
         """The group of the server that was started last, told by its worker, which outlives a kind request to end."""
-        return os.getpgid(json.loads((self.home / "starts").read_text().splitlines()[-1])[0])
+        return os.getpgid(self.starts()[-1][0])
 
 
 @pytest.fixture
@@ -215,7 +167,7 @@ def test_what_a_user_gives_reaches_the_server_and_the_record(judge: Judge, monke
     server = judge_server.JudgeServer("tiny", given={"port": str(port), "max-model-len": "512", "dtype": "float16"})
     try:
         assert server.start() == f"http://127.0.0.1:{port}/v1"
-        (_, arguments) = json.loads((judge.home / "starts").read_text())
+        ((_, arguments),) = judge.starts()
         pairs = dict(zip(server.record["flags"], server.record["flags"][1:], strict=False))
         told = dict(zip(arguments, arguments[1:], strict=False))
         for found in (pairs, told):
