@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,8 @@ from segros_train.errors import MemoryShortageError, PrerequisiteError, memory_s
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
+PASSIVE_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+"""Let idle OpenMP threads sleep: spinning ones take the processor from the threads that they wait for."""
 
 
 class _Group(TyperGroup):
@@ -89,7 +92,19 @@ app.command("export")(move.export)
 
 def main() -> None:
     """Run the command line."""
+    for name, value in PASSIVE_THREADS.items():  # Read once, when torch loads its OpenMP runtime: before any import.
+        os.environ.setdefault(name, value)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has the signal ignored, and that stays so.
+            signal.signal(number, _end)
     app()
+
+
+def _end(number: int, _: Any) -> None:
+    """End by way of every `finally`, so that what this process started ends with it."""
+    for other in (signal.SIGTERM, signal.SIGHUP):  # A second one would stop the ending half-way.
+        signal.signal(other, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

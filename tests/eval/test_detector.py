@@ -32,6 +32,7 @@ from segros_eval.detector_masks import prepare, select_instances
 from segros_eval.detector_swin import windows
 from segros_eval.detector_weights import DetectorConfig, DetectorNetwork, read_checkpoint
 from segros_eval.evaluators.geneval import GenEval
+from segros_eval.judges import Judges
 from segros_eval.store import read_image
 from segros_eval.toolbox import missing_tool, open_tools
 from segros_train.errors import PrerequisiteError
@@ -317,7 +318,7 @@ def test_what_photographs_lack_is_named_with_its_remedy(
     assert lack is not None and what in lack.what and remedy in lack.remedy
     assert missing_tool(task, "shapes") is None
     with pytest.raises(PrerequisiteError, match="there is none|does not exist"):
-        open_tools(task, "photo")
+        open_tools(task, "photo", judges=Judges())
 
 
 def test_the_detector_is_told_the_smaller_threshold() -> None:
