@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from golden_recipe import with_weights
 
 COMMITTED = Path(__file__).parent / "golden" / "data"
 
@@ -44,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def golden_set(pytestconfig: pytest.Config) -> Callable[[str], Path]:
+def golden_set(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Give the folder (or file) of a set by name.
 
     Without `--golden`, a set that is not committed skips its tests; a set that the option's folder lacks fails them.
@@ -53,7 +54,7 @@ def golden_set(pytestconfig: pytest.Config) -> Callable[[str], Path]:
     def find(name: str) -> Path:
         path = pytestconfig.getoption("--golden") / name
         if path.exists():
-            return path
+            return with_weights(path, tmp_path_factory.mktemp("golden") / name)
         if name in OURS:
             pytestconfig.stash[TAKEN].add(name)
             return COMMITTED / name
