@@ -1,4 +1,4 @@
-"""Golden sets: folders of numbers recorded from the original code, below `--golden`.
+"""Golden sets: folders of numbers recorded from the original code, committed or below `--golden`.
 
 A test reads its set's folder from `golden_set`. A test marked `golden_cases(set, group)` runs once for every case
 of a group, where tensors are named `group.case.what`; case names come from the folder.
@@ -7,8 +7,7 @@ of a group, where tensors are named `group.case.what`; case names come from the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from bounds import doubled
@@ -26,27 +25,17 @@ def in_float64() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def golden_set(pytestconfig: pytest.Config) -> Callable[[str], Path]:
-    """Give the folder (or file) of a set by name; skip where it is absent."""
-
-    def find(name: str) -> Path:
-        path = pytestconfig.getoption("--golden") / name
-        if not path.exists():
-            pytest.skip(f"no golden set {path}")
-        return path
-
-    return find
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise `case` by the names that the set's `cases.json` holds."""
+    """Parametrise `case` by the names that the set's `cases.json` holds; `golden_set` tells where it is absent."""
     marker = metafunc.definition.get_closest_marker("golden_cases")
     if marker is None:
         return
     name, group = marker.args
     path = metafunc.config.getoption("--golden") / name / "cases.json"
-    tensors = json.loads(path.read_text(encoding="utf-8"))["tensors"] if path.is_file() else ()
+    if not path.is_file():
+        metafunc.parametrize("case", ["absent"])
+        return
+    tensors = json.loads(path.read_text(encoding="utf-8"))["tensors"]
     cases = dict.fromkeys(key.split(".")[1] for key in tensors if key.startswith(f"{group}."))
     absent = pytest.mark.skip(reason=f"the golden set {path.parent} has no group {group}")
     metafunc.parametrize("case", list(cases) or [pytest.param("absent", marks=absent)])

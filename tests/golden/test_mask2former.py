@@ -138,7 +138,9 @@ def test_logits_are_those_of_mmdet(folder: Path, logits: Sequence[tuple[torch.Te
     recorded = load_file(path)
     for index, (classes, masks) in enumerate(logits):
         torch.testing.assert_close(classes, recorded[f"{index}.class_logits"], rtol=0, atol=1e-4)
-        torch.testing.assert_close(masks[:, ::4, ::4], recorded[f"{index}.mask_logits_s4"], rtol=0, atol=5e-3)
+        # The committed set has the masks' logits of its first image alone.
+        if index == 0 or f"{index}.mask_logits_s4" in recorded:
+            torch.testing.assert_close(masks[:, ::4, ::4], recorded[f"{index}.mask_logits_s4"], rtol=0, atol=5e-3)
 
 
 def test_every_instance_is_equal_in_label_score_and_box(

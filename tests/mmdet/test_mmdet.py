@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +146,9 @@ def test_the_official_configuration_gives_the_same_logits_on_our_prepared_tensor
 
 
 def test_the_goldens_weights_give_the_same_logits_in_mmdet_3(
-    python: Path, pytestconfig: pytest.Config, tmp_path: Path
+    python: Path, golden_set: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    folder = pytestconfig.getoption("--golden") / "mask2former"
-    if not folder.is_dir():
-        pytest.skip(f"no golden set {folder}")
+    folder = golden_set("mask2former")
     sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     network = load_network(folder / "weights.safetensors", golden_config(sizes))
     checkpoint = tmp_path / "weights.pth"
