@@ -36,7 +36,7 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     from segros_train.backbones.instructions import instructions_from
 
     found = locate(card, source)
-    found.require(card)
+    found.require(card, source)
     read, realisation = HarmonTokenizer.from_file, None
     if found.checkpoint is not None:
         kept = read_checkpoint(found.checkpoint, card, function=states.FUNCTION, tokenizer=read)
