@@ -207,7 +207,7 @@ class WeightFile:
         role: What it holds, a word the family knows (`"model"`, `"vae"`, `"llm"`, `"tokenizer"`).
         repo: Repository on the Hugging Face hub.
         filename: Path in the repository; None for the repository as a whole.
-        sha256: Digest where one is known.
+        sha256: Digest where one is known, whole; a file of another one is refused.
     """
 
     role: str

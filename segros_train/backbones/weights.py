@@ -9,6 +9,7 @@ from pathlib import Path
 
 from segros_train.backbones import SHIPPED_WEIGHTS
 from segros_train.errors import PrerequisiteError
+from segros_train.files import file_sha256
 from segros_train.types import BackboneCard, WeightFile
 
 __all__ = ["CHECKPOINT_FILES", "Located", "absent", "in_cache", "locate_checkpoint"]
@@ -32,10 +33,24 @@ class Located:
     overlays: tuple[Path, ...] = ()
     missing: tuple[str, ...] = ()
 
-    def require(self, card: BackboneCard) -> None:
-        """Raise PrerequisiteError with all sentences if a file is missing."""
+    def require(self, card: BackboneCard, source: Path | None) -> None:
+        """Raise PrerequisiteError if a file is missing, or a published one has another digest than the card declares.
+
+        Args:
+            card: What the files are of.
+            source: A folder of the user's own, whose files may be others than the published ones.
+        """
         if self.missing:
             raise PrerequisiteError("\n".join((f"Weights of {card.name} are missing.", *self.missing)))
+        for weight in card.weights:
+            path = self.files.get(weight.role)
+            if weight.sha256 is None or path is None or source in path.parents:
+                continue
+            if (digest := file_sha256(path)) != weight.sha256:
+                raise PrerequisiteError(
+                    f"{path} is not the {weight.role} of {card.name}: its sha256 is {digest}, declared is "
+                    f"{weight.sha256}. Fetch it again."
+                )
 
 
 def locate_checkpoint(card: BackboneCard, source: Path | None, *, remedy: str = "reinstall segros") -> Located | None:

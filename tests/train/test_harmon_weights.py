@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from segros_train.backbones.harmon import missing_weights
 from segros_train.backbones.harmon.adapter import Harmon
 from segros_train.backbones.harmon.config import HarmonConfig
 from segros_train.errors import PrerequisiteError
+from segros_train.files import file_sha256
 
 HEAD = "llm.lm_head.weight"
 State = dict[str, Any]
@@ -161,6 +163,23 @@ def test_a_pickle_never_runs_code(
     with pytest.raises(PrerequisiteError, match="harmon.pth"):
         load(CARD, source=folder)
     assert not Path("attacked").exists()
+
+
+def test_a_published_file_is_held_to_the_digest_of_its_card_and_a_users_own_is_not(
+    published: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = published()
+    kept = tmp_path / "home" / "weights" / CARD.name
+    shutil.copytree(folder, kept)
+    for digest, is_right in ((file_sha256(folder / "harmon.pth"), True), ("0" * 64, False)):
+        own, *others = CARD.weights
+        card = replace(CARD, weights=(replace(own, sha256=digest), *others))
+        load(card, source=folder)
+        if is_right:
+            load(card)
+        else:
+            with pytest.raises(PrerequisiteError, match=f"{kept / 'harmon.pth'} is not the model .* declared is 000"):
+                load(card)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])

@@ -40,7 +40,7 @@ def load(
     from segros_train.backbones.instructions import instructions_from
 
     found = locate(card, source)
-    found.require(card)
+    found.require(card, source)
     read, realisation = HarmonTokenizer.from_file, None
     if found.checkpoint is not None:
         kept = read_checkpoint(found.checkpoint, card, function=states.FUNCTION, tokenizer=read)

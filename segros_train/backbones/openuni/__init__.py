@@ -40,7 +40,7 @@ def load(
     from segros_train.backbones.openuni.prompts import OpenUniTokenizer
 
     found = locate(card, source)
-    found.require(card)
+    found.require(card, source)
     states.check_settings(card.config, found.files)
     state, read = states.hub_state(found.files) if card.weights else {}, OpenUniTokenizer.from_file
     if found.checkpoint is not None:

@@ -61,7 +61,7 @@ def load(
     from segros_train.backbones.showo.adapter import Showo
 
     found = locate(card, source)
-    found.require(card)
+    found.require(card, source)
     if found.checkpoint is not None:
         read = partial(states.tokenizer_of, card.config)
         kept = read_checkpoint(found.checkpoint, card, function=states.FUNCTION, tokenizer=read)
