@@ -164,7 +164,8 @@ class ShowoModel(nn.Module):
             cache: Keys and values of what came before; extended in place.
         """
         model, states = self.showo.model, inputs
-        rotations = model.rotary_emb(states, position_ids=positions)
+        # Tables take the type of what they are given: rounded to bf16, a position would be off by up to 0.2%.
+        rotations = model.rotary_emb(states[:0].float(), position_ids=positions)
         for layer in model.layers:
             states = layer(
                 states,
