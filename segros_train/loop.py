@@ -146,7 +146,10 @@ def _smaller(recipe: Recipe) -> str:
     if recipe.i2t_batch_size is not None:
         sizes["i2t_batch_size"] = recipe.i2t_batch_size // 2
     halved = " ".join(f"--set recipe.{name}={size}" for name, size in sizes.items())
-    return f"take {halved + ', or ' if all(sizes.values()) else ''}another device with --device"
+    ways = [halved] if all(sizes.values()) else []
+    if recipe.checkpointing not in (None, "all"):
+        ways.insert(0, "--set checkpointing=all")
+    return f"take {', or '.join([*ways, 'another device with --device'])}"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Weights of committed golden sets that are drawn anew, because random numbers need not be stored.
 
 `weights.json` has the seed of the generator and, in order, what was drawn: `normal` entries `[name, shape, mean,
-scale]`, `uniform` entries `[name, shape, bound]`. `weights_rest.safetensors` has every other tensor, and those that were
-changed after they were drawn; of an embedding it may have rows alone, `NAME.rows` saying which of `NAME.count`.
+scale]`, `uniform` entries `[name, shape, bound]`. `weights_rest.safetensors` has every other tensor, and those that
+were changed after they were drawn; of an embedding it may have rows alone, `NAME.rows` saying which of `NAME.count`.
 The uniform numbers behind a draw are the same on every processor; a normal one may differ in its last bits.
 """
 
