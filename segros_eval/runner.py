@@ -233,6 +233,7 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
     from segros_train.checkpoint import newest_checkpoint
     from segros_train.data.latents import LatentCache
     from segros_train.loop import train
+    from segros_train.memory import fitting
 
     assert stage.recipe is not None and stage.task.method is not None
     # Several processes find the checkpoint together, in the loop: looking for it also clears away drafts.
@@ -245,18 +246,22 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
         tell(1)
     if isinstance(backbone.kept_states, LatentCache):
         listener.note(backbone.kept_states.share_of(len(generation)))
-    with listener.phase(f"train  {_title(stage)}", stage.recipe.optimizer_steps) as tell:
+    recipe, choice = fitting(backbone, stage.task.method, stage.recipe)
+    if choice is not None:
+        listener.note(f"checkpointing={choice.checkpointing}: about {choice.peak / 2**30:.0f} GiB on the device.")
+    with listener.phase(f"train  {_title(stage)}", recipe.optimizer_steps) as tell:
         outcome = train(
             backbone,
             stage.task.method,
-            recipe=stage.recipe,
+            recipe=recipe,
             generation=generation,
             instruction=instruction,
             directory=folder / "train",
             seed=stage.seed,
             report=Steps(tell),
         )
-    return outcome.checkpoint, {"seconds": outcome.seconds, "num_samples": outcome.num_samples}
+    chosen = {} if choice is None else dataclasses.asdict(choice)
+    return outcome.checkpoint, {"seconds": outcome.seconds, "num_samples": outcome.num_samples, **chosen}
 
 
 def _sources(stage: Stage) -> tuple[GenerationSource, InstructionSource | None]:

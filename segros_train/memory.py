@@ -14,7 +14,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,15 +24,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from segros_train.errors import PrerequisiteError
 from segros_train.objective import Objective
 from segros_train.types import GenerationBatch, InstructionBatch, Turn
 
 if TYPE_CHECKING:
     from segros_train.backbone import Backbone
     from segros_train.methods import Method
-    from segros_train.types import Recipe
+    from segros_train.types import Checkpointing, Recipe
 
-__all__ = ["Count", "counting", "fake_twin", "training_peak"]
+__all__ = ["Choice", "Count", "choose_checkpointing", "counting", "fake_twin", "fitting", "training_peak"]
+
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "blocks", "all")
+"""From the fastest to the one that takes least memory."""
+CONTEXT_BYTES = 2**30
+"""CUDA's context and the libraries' workspaces, which no tensor shows: an estimate, not measured here."""
+SHARE = 0.95
+"""Share of a device that may be planned with; the rest is for blocks that the allocator cannot use whole."""
 
 aten = torch.ops.aten
 
@@ -213,26 +221,79 @@ def fake_twin(module: nn.Module, count: Count) -> nn.Module:
 
 
 def training_peak(backbone: Backbone, method: Method, recipe: Recipe) -> int:
-    """Return the most bytes that stand during one micro-step."""
+    """Return the most bytes that stand during one micro-step, losses taken back one after the other.
+
+    Args:
+        backbone: Any built backbone, on any device or none; it is left as it is.
+        method: What decides the supervision.
+        recipe: Its micro-batch and `checkpointing` count, None as `"none"`; its precision is taken to be bf16.
+    """
     with counting() as count:
-        twin = fake_twin(backbone, count).train()
+        twin: Any = fake_twin(backbone, count).train()
+        twin.set_checkpointing(recipe.checkpointing or "none")
         trained = [p for p in twin.parameters() if p.requires_grad]
         moments = [count.empty(p.shape, p.dtype) for p in trained for _ in range(2)]
         recipe = replace(recipe, precision="bf16")
         if recipe.accumulation > 1:
             for p in trained:
                 p.grad = count.empty(p.shape, p.dtype)
-        generation, instruction = _batches(twin, recipe, count)
+        batches = [batch for batch in _batches(twin, recipe, count) if batch is not None]
         count.peak = count.live
         objective = Objective(twin, method, recipe, seed=0)
-        parts = objective(generation, instruction, 0)
-        loss = parts[0] / recipe.accumulation
-        # The plain call of the engine: `backward` would leave the modes off while blocks are computed again.
-        torch.autograd.Variable._execution_engine.run_backward(
-            (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
-        )
+        for batch in batches:
+            loss = objective(batch, 0) / recipe.accumulation
+            # The plain call of the engine: `backward` would leave the modes off while blocks are computed again.
+            torch.autograd.Variable._execution_engine.run_backward(
+                (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+            )
         del moments
-    return count.peak
+    return count.peak + CONTEXT_BYTES
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is recomputed in training, and the most bytes that then stand on the device."""
+
+    checkpointing: Checkpointing
+    peak: int
+
+
+def choose_checkpointing(backbone: Backbone, method: Method, recipe: Recipe, *, capacity: int) -> Choice:
+    """Return the fastest way to train within a device's memory: what recomputes least.
+
+    Args:
+        backbone: As for `training_peak`.
+        method: What decides the supervision.
+        recipe: Its `checkpointing` is not read.
+        capacity: Bytes of the device.
+
+    Raises:
+        PrerequisiteError: If even recomputing all that can be takes more.
+    """
+    peak = 0
+    for checkpointing in CHECKPOINTING:
+        peak = training_peak(backbone, method, replace(recipe, checkpointing=checkpointing))
+        if peak <= SHARE * capacity:
+            return Choice(checkpointing, peak)
+    raise PrerequisiteError(
+        f"Training {backbone.card.title} at a micro-batch of {recipe.batch_size} takes about {peak / 2**30:.1f} GiB "
+        f"with everything recomputed, and the device has {capacity / 2**30:.1f}: halve it with --set recipe.batch_size="
+        f"{max(1, recipe.batch_size // 2)} --set recipe.accumulation={2 * recipe.accumulation}."
+    )
+
+
+def fitting(backbone: Backbone, method: Method, recipe: Recipe) -> tuple[Recipe, Choice | None]:
+    """Return a recipe that says what to recompute, and how that was chosen; a CPU, and a recipe that says, as it is.
+
+    Raises:
+        PrerequisiteError: If nothing fits the GPU that holds the backbone.
+    """
+    device = next(backbone.parameters()).device
+    if recipe.checkpointing is not None or device.type != "cuda":
+        return recipe, None
+    capacity = torch.cuda.get_device_properties(device).total_memory
+    choice = choose_checkpointing(backbone, method, recipe, capacity=capacity)
+    return replace(recipe, checkpointing=choice.checkpointing), choice
 
 
 def _batches(backbone: Any, recipe: Recipe, count: Count) -> tuple[GenerationBatch, InstructionBatch | None]:
