@@ -7,15 +7,23 @@ of a group, where tensors are named `group.case.what`; case names come from the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bounds import doubled
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker of parametrised goldens."""
     config.addinivalue_line("markers", "golden_cases(set, group): run once per case of a group of a golden set")
+
+
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    """Compute in float64 where the code asks for at least float32."""
+    with doubled():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from bounds import widened
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -135,13 +135,12 @@ class Golden:
         return {name: parameter.grad for name, parameter in self.model.named_parameters()}
 
 
-def load_golden(folder: Path) -> Golden:
-    """Build the set's model and read its tensors."""
+def load_golden(folder: Path, *, wide: bool = True) -> Golden:
+    """Build the set's model and read its tensors, in float64 (see `bounds`) or as they were recorded."""
     model = HarmonModel(harmon_config(json.loads((folder / "config.json").read_text())))
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     record = json.loads((folder / "cases.json").read_text())
-    return Golden(model.eval(), load_file(folder / "cases.safetensors"), record)
-
-
-def close(measured: Tensor, recorded: Tensor, *, tolerance: float) -> None:
-    torch.testing.assert_close(measured, recorded, rtol=0, atol=tolerance)
+    tensors = load_file(folder / "cases.safetensors")
+    if not wide:
+        return Golden(model.eval(), tensors, record)
+    return Golden(model.double().eval(), widened(tensors), record)

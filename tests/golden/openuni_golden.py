@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from bounds import widened
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -141,14 +141,10 @@ class Golden:
 
 
 def load_golden(folder: Path) -> Golden:
-    """Build the set's model and read its tensors."""
+    """Build the set's model and read its tensors, in float64 (see `bounds`)."""
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     state = our_names(load_file(folder / "weights.safetensors"))
     model = build(openuni_config(values), state, origin=str(folder), device="cpu")
     record = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
     tokenizer = OpenUniTokenizer.from_file(folder / "tokenizer.json")
-    return Golden(model, tokenizer, load_file(folder / "cases.safetensors"), record, values)
-
-
-def close(measured: Tensor, recorded: Tensor, *, tolerance: float) -> None:
-    torch.testing.assert_close(measured, recorded, rtol=0, atol=tolerance)
+    return Golden(model.double(), tokenizer, widened(load_file(folder / "cases.safetensors")), record, values)

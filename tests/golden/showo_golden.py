@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import widened
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -73,6 +74,14 @@ class Golden:
         spans = [part.split("..") for part in listed[1].split(",")]
         return [column for span in spans for column in range(int(span[0]), int(span[-1]) + 1)]
 
+    def rows(self, name: str) -> dict[str, slice]:
+        """Return the rows of each task that the description of a batch counts, like `rows: 3 t2i, 1 lm, 2 mmu`."""
+        found, start = {}, 0
+        for count, task in re.findall(r"(\d+) (t2i|lm|mmu)\b", self.meanings[name]):
+            found[task] = slice(start, start := start + int(count))
+        assert found.keys() == {"t2i", "lm", "mmu"} and start == len(self.tensors[name]), self.meanings[name]
+        return found
+
     def group(self, name: str) -> dict[str, Tensor]:
         """Return the tensors below a name; skip where the set has none."""
         found = {key[len(name) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{name}.")}
@@ -106,16 +115,17 @@ class Golden:
 
 
 def load_golden(folder: Path) -> Golden:
-    """Build the set's model from published key names and read its tensors."""
+    """Build the set's model from published key names and read its tensors, in float64 (see `bounds`)."""
     sizes = json.loads((folder / "config.json").read_text())
     config = showo_config(sizes)
     model = build(config, load_file(folder / "weights.safetensors"), origin=str(folder), device="cpu")
     record = json.loads((folder / "cases.json").read_text())
     tokenizer = ShowoTokenizer.from_file(folder / "tokenizer.json", text_vocab_size=config.llm.text_vocab_size)
     return Golden(
-        model.eval(), tokenizer, load_file(folder / "cases.safetensors"), record["values"], sizes, record["tensors"]
+        model.double().eval(),
+        tokenizer,
+        widened(load_file(folder / "cases.safetensors")),
+        record["values"],
+        sizes,
+        record["tensors"],
     )
-
-
-def close(measured: Tensor, recorded: Tensor, *, tolerance: float) -> None:
-    torch.testing.assert_close(measured, recorded, rtol=0, atol=tolerance)

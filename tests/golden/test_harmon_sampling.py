@@ -1,4 +1,4 @@
-"""Harmon's sampling against recorded runs, at the tolerances they were checked with."""
+"""Harmon's sampling against recorded runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from harmon_golden import Golden, close, load_golden
+from bounds import close, doubled, own_units
+from harmon_golden import Golden, load_golden
 from torch import Tensor
 
 from segros_train.backbones.harmon.adapter import visible_indices
@@ -23,6 +24,11 @@ from segros_train.backbones.texts import Prompts
 @pytest.fixture(scope="module")
 def golden(golden_set: Callable[[str], Path]) -> Golden:
     return load_golden(golden_set("harmon"))
+
+
+@pytest.fixture(scope="module")
+def single(golden_set: Callable[[str], Path]) -> Golden:
+    return load_golden(golden_set("harmon"), wide=False)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Run:
     def draws(self) -> Draws:
         """Return all recorded noise by cell."""
         first = self.noise(0)
-        noise = torch.full((*self.orders.shape, *first.shape[2:]), math.nan)
+        noise = torch.full((*self.orders.shape, *first.shape[2:]), math.nan, dtype=first.dtype)
         for index, step in self.revealing():
             noise[torch.arange(self.num_images).unsqueeze(1), self.predicted(step)] = self.noise(index)
         return Draws(self.orders, noise)
@@ -83,42 +89,56 @@ def without_gradient() -> Iterator[None]:
         yield
 
 
-@pytest.mark.usefixtures("without_gradient")
-@pytest.mark.golden_cases("harmon", "sample")
-def test_every_iteration_follows_the_recorded_one(golden: Golden, case: str) -> None:
-    run = recorded_run(golden, case)
+def conditions(golden: Golden, run: Run) -> Iterator[Tensor]:
+    """Yield the conditions of every iteration that reveals cells, from the recorded tokens."""
     drawing = sampler(golden, run)
-    assert [step.guidance for step in run.plan] == pytest.approx(run.arguments["cfg_per_iter"])
     for index, step in run.revealing():
-        given = {
-            key: run.given[f"iter{index}.{key}"] for key in ("mask_in", "tokens_in", "z_full", "z_pred", "sampled")
-        }
-        visible = visible_indices(given["mask_in"].bool())[: run.num_images]
+        visible = visible_indices(run.given[f"iter{index}.mask_in"].bool())[: run.num_images]
         assert torch.equal(visible, run.orders[:, step.hidden :].sort(dim=1).values)
-        cells = given["tokens_in"].flatten(1, 2)[: run.num_images]
-        close(drawing.conditions(cells, visible), given["z_full"], tolerance=1e-5)
-        predicted = run.predicted(step)
-        recorded = torch.full_like(given["z_full"], math.nan)
-        copies = len(recorded) // run.num_images
-        places = predicted.repeat(copies, 1)
-        recorded[torch.arange(len(recorded)).unsqueeze(1), places] = given["z_pred"].unflatten(0, places.shape)
-        revealed = drawing.reveal(
-            recorded,
-            predicted,
-            run.noise(index),
-            guidance=step.guidance,
-            temperature=run.arguments["temperature"],
-        )
-        close(revealed.flatten(0, 1), given["sampled"][: predicted.numel()], tolerance=2e-4)
+        yield drawing.conditions(run.given[f"iter{index}.tokens_in"].flatten(1, 2)[: run.num_images], visible)
+
+
+def revealed(golden: Golden, run: Run) -> Iterator[Tensor]:
+    """Yield the cells that every iteration draws, from the recorded conditions."""
+    drawing = sampler(golden, run)
+    for index, step in run.revealing():
+        full, chosen = run.given[f"iter{index}.z_full"], run.given[f"iter{index}.z_pred"]
+        places = run.predicted(step).repeat(len(full) // run.num_images, 1)
+        given = torch.full_like(full, math.nan)
+        given[torch.arange(len(full)).unsqueeze(1), places] = chosen.unflatten(0, places.shape)
+        noise, temperature = run.noise(index), run.arguments["temperature"]
+        cells = drawing.reveal(given, run.predicted(step), noise, guidance=step.guidance, temperature=temperature)
+        yield cells.flatten(0, 1)
+
+
+def drawn(golden: Golden, run: Run) -> tuple[Tensor, Tensor]:
+    """Return the latents and the images of a whole run."""
+    latents = sampler(golden, run).run(run.plan, run.draws(), temperature=run.arguments["temperature"])
+    return latents, golden.model.decode_latents(latents)
 
 
 @pytest.mark.usefixtures("without_gradient")
 @pytest.mark.golden_cases("harmon", "sample")
-def test_a_whole_run_ends_in_the_recorded_image(golden: Golden, case: str) -> None:
+def test_every_iteration_follows_the_recorded_one(golden: Golden, single: Golden, case: str) -> None:
     run = recorded_run(golden, case)
-    latents = sampler(golden, run).run(run.plan, run.draws(), temperature=run.arguments["temperature"])
-    close(latents, run.given["final_latents"][: run.num_images], tolerance=2e-2)
-    close(golden.model.decode_latents(latents), run.given["image"], tolerance=2e-2)
+    assert [step.guidance for step in run.plan] == pytest.approx(run.arguments["cfg_per_iter"])
+    with doubled():
+        ours = list(zip(conditions(golden, run), revealed(golden, run), strict=True))
+    rounded = revealed(single, recorded_run(single, case))
+    for (index, _), (condition, cells), ours32 in zip(run.revealing(), ours, rounded, strict=True):
+        close(condition, run.given[f"iter{index}.z_full"])
+        close(cells, run.given[f"iter{index}.sampled"][: len(cells)], units=own_units(ours32, cells))
+
+
+@pytest.mark.usefixtures("without_gradient")
+@pytest.mark.golden_cases("harmon", "sample")
+def test_a_whole_run_ends_in_the_recorded_image(golden: Golden, single: Golden, case: str) -> None:
+    run = recorded_run(golden, case)
+    with doubled():
+        latents, images = drawn(golden, run)
+    latents32, images32 = drawn(single, recorded_run(single, case))
+    close(latents, run.given["final_latents"][: run.num_images], units=own_units(latents32, latents))
+    close(images, run.given["image"], units=own_units(images32, images))
 
 
 def indexed(tables: Mapping[str, Any], name: str) -> dict[int, float]:
