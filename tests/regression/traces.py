@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from bounds import doubled
 from PIL import Image
 
 from segros_train.backbone import Backbone, Realisation
@@ -82,8 +82,6 @@ def micro(family: str, folder: Path) -> Backbone:
 
 def trace(task: TrainTask, family: str, folder: Path, **changes: Any) -> list[list[float]]:
     """Return joint loss and gradient norm of each update."""
-    from dataclasses import replace
-
     assert task.method is not None
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -91,19 +89,59 @@ def trace(task: TrainTask, family: str, folder: Path, **changes: Any) -> list[li
     backbone.realise(Realisation(attention=task.attention, hint_slot=task.hint_slot))
     recipe = replace(RECIPE, **({"i2t_weight": 0.0} if family == "openuni" else {}), **changes)
     found: list[list[float]] = []
-    train(
-        backbone,
-        task.method,
-        recipe=recipe,
-        generation=Captioned(),
-        instruction=None if family == "openuni" else Asked(),
-        directory=folder / "train",
-        seed=0,
-        report=lambda report: found.append([report.loss, report.grad_norm]),
-        checkpoint_seconds=1e9,
-    )
+    with doubled():
+        train(
+            backbone,
+            task.method,
+            recipe=recipe,
+            generation=Captioned(),
+            instruction=None if family == "openuni" else Asked(),
+            directory=folder / "train",
+            seed=0,
+            report=lambda report: found.append([report.loss, report.grad_norm]),
+            checkpoint_seconds=1e9,
+        )
     return found
 
 
-if __name__ == "__main__":
-    sys.exit("run tests/regression with pytest")
+METHODS = ("sft", "reca", "segros", "drop-loss")
+RECORDED = Path(__file__).parent / "traces.json"
+BOUND = 1e-8
+"""Largest relative difference. Float64 rounds at 1e-16; 20 updates enlarge that to 1e-12 at most on two instruction
+sets, so that the bound leaves four digits for other processors and is far below what any change of an equation does."""
+
+
+def versions(task: TrainTask, family: str) -> dict[str, int]:
+    """Return the declared versions that a trace belongs to."""
+    config = type(importlib.import_module(f"{family}_tiny").CONFIG)
+    return {"method": type(task.method).version, "family": config.version}  # type: ignore[union-attr]
+
+
+def largest_difference(found: list[list[float]], recorded: list[list[float]]) -> float:
+    """Return the largest relative difference of two traces of one length."""
+    pairs = [(x, y) for row, other in zip(found, recorded, strict=True) for x, y in zip(row, other, strict=True)]
+    return max(abs(x - y) / abs(y) for x, y in pairs)
+
+
+def verdict(name: str, found: dict[str, Any], recorded: dict[str, Any] | None) -> str:
+    """Return what is wrong with a trace, empty where nothing is.
+
+    Args:
+        name: Method and family.
+        found: Its `versions` and `trace`.
+        recorded: The same as recorded; None where nothing is.
+    """
+    if recorded is None:
+        return f"{name} is not recorded: run tests/regression/record.py."
+    if found["versions"] != recorded["versions"]:
+        return (
+            f"{name} was recorded for {recorded['versions']}, now {found['versions']}: run tests/regression/record.py."
+        )
+    apart = largest_difference(found["trace"], recorded["trace"])
+    if apart <= BOUND:
+        return ""
+    return (
+        f"{name} trains to other losses, {apart:.1e} away at most, under the same versions {found['versions']}. "
+        "Mend it; or, where numbers are meant to move, raise the version of the method or the family that moves them "
+        "and run tests/regression/record.py."
+    )
