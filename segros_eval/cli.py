@@ -1,13 +1,14 @@
 """The `segros` command.
 
-Exit codes: 0 every cell is scored; 1 a cell failed or has more unscored items than allowed; 2 usage or something
-missing. `--json` prints one JSON document on standard output; progress and messages go to standard error.
+Exit codes: 0 every cell is scored; 1 a cell failed, memory ran out, or more items are unscored than allowed; 2 usage or
+something missing. `--json` prints one JSON document on standard output; progress and messages go to standard error.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 from typing import Annotated, Any
 
 import typer
@@ -15,12 +16,14 @@ from typer.core import TyperGroup
 
 from segros_eval.commands import judge, look, move, results
 from segros_eval.commands import run as running
-from segros_eval.commands.console import UNUSABLE, emit, err, refuse
-from segros_train.errors import PrerequisiteError
+from segros_eval.commands.console import FAILED, UNUSABLE, emit, err, refuse
+from segros_train.errors import MemoryShortageError, PrerequisiteError, memory_shortage_named
 
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
+PASSIVE_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+"""Let idle OpenMP threads sleep: spinning ones take the processor from the threads that they wait for."""
 
 
 class _Group(TyperGroup):
@@ -28,10 +31,11 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with memory_shortage_named("This command", "end other programs there, or use a device that has more"):
+                return super().invoke(ctx)
         except PrerequisiteError as error:
             refuse(error)
-            raise typer.Exit(UNUSABLE) from error
+            raise typer.Exit(FAILED if isinstance(error, MemoryShortageError) else UNUSABLE) from error
         except KeyboardInterrupt as error:
             err().print("Interrupted. The same command goes on where it stopped.")
             raise typer.Exit(INTERRUPTED) from error
@@ -88,7 +92,19 @@ app.command("export")(move.export)
 
 def main() -> None:
     """Run the command line."""
+    for name, value in PASSIVE_THREADS.items():  # Read once, when torch loads its OpenMP runtime: before any import.
+        os.environ.setdefault(name, value)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has the signal ignored, and that stays so.
+            signal.signal(number, _end)
     app()
+
+
+def _end(number: int, _: Any) -> None:
+    """End by way of every `finally`, so that what this process started ends with it."""
+    for other in (signal.SIGTERM, signal.SIGHUP):  # A second one would stop the ending half-way.
+        signal.signal(other, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
+from segros_eval.detector_files import CLIP_SHA256
 from segros_eval.evaluators import Detection
 from segros_eval.evaluators.geneval_rules import COLORS
 from segros_train.errors import PrerequisiteError
+from segros_train.files import file_sha256
 
 __all__ = ["TEMPLATES", "ColorClassifier", "load_clip", "named_colors"]
 
@@ -126,18 +128,26 @@ def named_colors(
     ]
 
 
-def load_clip(path: Path) -> Any:
+def load_clip(path: Path, *, sha256: str = CLIP_SHA256) -> Any:
     """Load OpenAI's ViT-L/14 from its published archive, in float32.
+
+    The archive is a program, which torch runs while it reads: only the published one, to the last bit, is opened.
 
     Args:
         path: The `.pt` file as OpenAI published it.
+        sha256: Digest that it must have, whole.
 
     Raises:
-        PrerequisiteError: If it is missing, damaged or another model.
+        PrerequisiteError: If it is missing, of another digest or another model.
     """
     if not path.is_file():
         raise PrerequisiteError(
             f"The weights of {MODEL} are missing: {path} does not exist. Get them with `segros data fetch geneval`."
+        )
+    if (digest := file_sha256(path)) != sha256:
+        raise PrerequisiteError(
+            f"{path} is damaged or not the model {MODEL}: its sha256 is {digest}, expected {sha256}. Fetch it again "
+            "with `segros data fetch geneval`."
         )
     try:
         state = torch.jit.load(str(path), map_location="cpu").state_dict()

@@ -147,13 +147,17 @@ class _Colors:
 
 
 def _in_names_of_3x(checkpoint: Path, folder: Path) -> Path:
-    """Write the weights of a checkpoint as mmdet 3.x names them; mmdet drops what it does not know, with a warning."""
-    import torch
+    """Write the weights of a checkpoint as mmdet 3.x names them; mmdet drops what it does not know, with a warning.
+
+    A pickle is opened here alone: the old torch of mmdet's environment has no reader of them that is safe.
+    """
+    from safetensors.torch import save_file
 
     from segros_eval.detector_weights import read_checkpoint, to_mmdet_3
 
-    torch.save({"state_dict": to_mmdet_3(read_checkpoint(checkpoint))}, folder / "weights.pth")
-    return folder / "weights.pth"
+    state = to_mmdet_3(read_checkpoint(checkpoint))
+    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, folder / "weights.safetensors")
+    return folder / "weights.safetensors"
 
 
 def _detections(arrays: Any) -> list[Detection]:

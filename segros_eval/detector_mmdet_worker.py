@@ -1,7 +1,7 @@
 """What runs inside mmdet's environment: reads a line of JSON for each picture, writes its instances, answers a line.
 
 It imports nothing of segros, which is not installed there. Started as `python detector_mmdet_worker.py CONFIG
-CHECKPOINT`; an empty message asks for the versions.
+CHECKPOINT`, where CHECKPOINT is a safetensors file; an empty message asks for the versions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ def main(config: str, checkpoint: str) -> None:
     import mmdet
     import torch
     from mmdet.apis import DetInferencer
+    from mmengine.runner import CheckpointLoader
 
+    # In place of mmengine's own reader of local files, which unpickles.
+    CheckpointLoader.register_scheme("", _load_safetensors, force=True)
     inferencer: Any = DetInferencer(model=config, weights=checkpoint, device="cpu", show_progress=False)
-    _check(inferencer.model, torch.load(checkpoint, map_location="cpu")["state_dict"])
+    _check(inferencer.model, _load_safetensors(checkpoint)["state_dict"])
     for line in sys.stdin:
         message = json.loads(line)
         if message:
@@ -41,6 +44,12 @@ def _allow_missing_operations() -> None:
     from mmcv.utils import ext_loader
 
     ext_loader.load_ext = lambda name, functions: SimpleNamespace(**dict.fromkeys(functions))
+
+
+def _load_safetensors(path: str, map_location: Any = None) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return {"state_dict": load_file(path)}
 
 
 def _check(network: Any, state: dict[str, Any]) -> None:

@@ -9,27 +9,33 @@ Source: open-mmlab/mmdetection v2.28.2 and v3.3.0 (mmdet/models), configs/mask2f
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import torch
 from torch import Tensor, nn
 from transformers import Mask2FormerConfig, Mask2FormerModel, SwinConfig
 
 from segros_eval.detector_decoders import decoded_queries, mask_logits, pixel_features
 from segros_eval.detector_swin import swin_features
 from segros_train.errors import PrerequisiteError
+from segros_train.weight_files import read_weight_file
 
 __all__ = ["DetectorConfig", "DetectorNetwork", "from_mmdet", "load_network", "read_checkpoint", "to_mmdet_3"]
 
 HF_GROUPS = 32
+BESIDE = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "builtins.getattr",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+)
+"""What records of a training beside mmdet's tensors name; none of it is looked up, let alone run."""
 
 
 @dataclass(frozen=True)
@@ -164,18 +170,10 @@ def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
         raise PrerequisiteError(
             f"The detector's weights are missing: {path} does not exist. Get them with `segros data fetch geneval`."
         )
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
-    except (RuntimeError, ValueError, EOFError, AttributeError, KeyError, pickle.UnpicklingError) as error:
-        raise PrerequisiteError(
-            f"{path} cannot be read: {error}. Fetch it again with `segros data fetch geneval`."
-        ) from error
+    content = read_weight_file(path, ignored=BESIDE, remedy="Fetch it again with `segros data fetch geneval`.")
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    named = state.items() if isinstance(state, Mapping) else ()
+    return {name: tensor for name, tensor in named if isinstance(name, str) and isinstance(tensor, Tensor)}
 
 
 def from_mmdet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -249,39 +247,6 @@ def _group_norms(num_groups: int) -> Iterator[None]:
     with mock.patch.object(nn, "GroupNorm", Grouped):
         yield
 
-
-class _Inert(dict[Any, Any]):
-    """Stand for an object of a library that need not be there: training records that lie beside the tensors."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        super().__init__()
-
-    def __setstate__(self, _: Any) -> None: ...
-
-    def __call__(self, *_: Any, **__: Any) -> _Inert:
-        return _Inert()
-
-    def append(self, _: Any) -> None:
-        """Take an item of a list and forget it."""
-
-    def extend(self, _: Any) -> None:
-        """Take the items of a list and forget them."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Build tensors and plain containers; nothing else that a file names is looked up, let alone run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        storage = module == "torch" and name.endswith("Storage")
-        rebuilt = module == "torch._utils" and name.startswith("_rebuild_")
-        if storage or rebuilt or (module, name) == ("collections", "OrderedDict"):
-            return super().find_class(module, name)
-        return _Inert
-
-
-_TENSORS_ONLY = SimpleNamespace(
-    __name__="tensors_only", Unpickler=_Unpickler, load=lambda stream, **options: _Unpickler(stream, **options).load()
-)
 
 _E, _D, _T = "pixel_level_module.encoder.", "pixel_level_module.decoder.", "transformer_module."
 _BLOCK, _SWIN_BLOCK = r"^backbone\.stages\.(\d+)\.blocks\.(\d+)\.", rf"model.{_E}swin.encoder.layers.\1.blocks.\2."

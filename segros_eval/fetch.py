@@ -1,14 +1,16 @@
 """Official files of benchmarks: fetched once, checked by digest, kept below `$SEGROS_HOME/data`.
 
 A file is pinned by the strongest digest that is known of it: its sha256, the beginning of it (which the name of a
-published checkpoint may hold), or git's name of its content. Whatever is known, the sha256 of the first copy is
-recorded beside it, and every later copy must be the same.
+published checkpoint may hold), or git's name of its content. Whatever is known, the whole sha256 of the first copy is
+recorded beside it, fetched or found there, and every later copy must be the same. Where its authors publish no whole
+digest, the first copy itself is trusted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -26,6 +28,7 @@ __all__ = [
     "fetch_file",
     "fetch_hub",
     "file_fault",
+    "held_to_first_copy",
     "home_of",
     "hub_commit",
 ]
@@ -38,6 +41,8 @@ PARTIAL_CONTENT = 206
 NOTHING_LEFT = 416
 RECORD = "sha256.json"
 """File of the digests of first copies."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -203,6 +208,31 @@ def _recorded(folder: Path) -> dict[str, str]:
     """Return the digests of first copies by file name."""
     path = folder / RECORD
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def held_to_first_copy(path: Path, digest: str) -> str:
+    """Return the digest of a file, which must be that of its first copy; what is seen first is recorded.
+
+    Args:
+        path: The file.
+        digest: Its sha256, whole.
+
+    Raises:
+        PrerequisiteError: If it is another one.
+    """
+    recorded = _recorded(path.parent)
+    first = recorded.get(path.name)
+    if first not in (None, digest):
+        raise PrerequisiteError(
+            f"{path} has changed: its sha256 is {digest}, that of the first copy was {first}. Fetch it again, or "
+            f"delete its line in {path.parent / RECORD} if it is the right one."
+        )
+    if first is None:
+        try:
+            write_json(path.parent / RECORD, {**recorded, path.name: digest})
+        except PrerequisiteError as error:
+            logger.warning("The digest of %s is not recorded, so a changed file would not show: %s", path, error)
+    return digest
 
 
 def fetch_file(file: PinnedFile, folder: Path, *, advance: Callable[[int], None]) -> Path:

@@ -21,7 +21,7 @@ from PIL import Image
 from segros_eval.evaluators import Interval, Picture, Result, Sample, Score
 from segros_eval.evaluators.harness import LmmsTask, missing_harness
 from segros_eval.pictures import Joined
-from segros_eval.respond import answer_questions
+from segros_eval.respond import BatchSize, answer_questions
 from segros_eval.store import AnswerStore, read_image, write_result, write_scores
 from segros_train.errors import PrerequisiteError
 
@@ -88,7 +88,7 @@ def run_harness(
         raise PrerequisiteError(
             f"lmms-eval has no task {evaluator.task!r}. `python -m lmms_eval --tasks list` shows what there is."
         )
-    model = _model(_Answering(backbone, evaluator, store, batch_size, advance))
+    model = _model(_Answering(backbone, evaluator, store, BatchSize(batch_size), advance))
     try:
         found = simple_evaluate(
             model=model,
@@ -194,7 +194,7 @@ class _Answering:
     backbone: Backbone
     evaluator: LmmsTask
     store: Callable[..., AnswerStore]
-    batch_size: int
+    batch_size: BatchSize
     advance: Callable[[int], None]
 
     def generate(self, requests: Sequence[Any], documents: Mapping[str, Any]) -> list[str]:

@@ -31,9 +31,9 @@ from segros_eval.folders import GridCell
 from segros_eval.judge_pictures import CANARIES, Picture, canary_picture, encoded
 from segros_eval.judge_replies import obeys, reply_text
 from segros_train.errors import PrerequisiteError
-from segros_train.files import append_jsonl, content_key, read_jsonl, segros_home
+from segros_train.files import append_jsonl, content_key, read_jsonl
 
-__all__ = ["ENDPOINT", "JudgeClient", "JudgeSettings", "open_judge"]
+__all__ = ["ENDPOINT", "ENDPOINT_KEY", "JudgeClient", "JudgeSettings"]
 
 ENDPOINT = "SEGROS_JUDGE"
 """Environment variable that names an endpoint, e.g. `http://host:8000/v1`."""
@@ -79,7 +79,6 @@ class JudgeClient:
         settings: JudgeSettings = JudgeSettings(),
         key: str = "none",
         revive: Callable[[], str] | None = None,
-        on_close: Callable[[], None] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         """Connect to a judge and ask it the canaries.
@@ -92,14 +91,13 @@ class JudgeClient:
             settings: How to send.
             key: The API's key.
             revive: Called when the server cannot be reached; starts it again and returns its base.
-            on_close: Called last when closed.
             about: More for the record, e.g. how a server was started.
 
         Raises:
             PrerequisiteError: If it cannot be reached, or does not serve the model.
         """
         self.url, self.model, self.revision, self.settings = url.rstrip("/"), model, revision, settings
-        self._key, self._revive, self._on_close, self._cache = key, revive, on_close, cache
+        self._key, self._revive, self._cache = key, revive, cache
         self._kept = _kept(cache)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
@@ -158,8 +156,6 @@ class JudgeClient:
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=5)
-            if self._on_close is not None:
-                self._on_close()
 
     def _run(self, work: Coroutine[Any, Any, Returned]) -> Returned:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -327,39 +323,6 @@ class JudgeClient:
         self._kept[address] = text
         if self._cache is not None:
             append_jsonl(self._cache, {"key": address, "text": text})
-
-
-def open_judge(model: str, *, revision: str = "", log: Path | None = None) -> JudgeClient:
-    """Connect to the endpoint that the user names, else start a server of our own.
-
-    Args:
-        model: The model, as the hub names it, or a folder.
-        revision: Its revision; empty for what is there.
-        log: Where a server of ours writes its log.
-
-    Raises:
-        PrerequisiteError: If there is neither, or it does not answer.
-    """
-    cache = segros_home() / "judge" / "replies" / f"{content_key([model, revision])[:16]}.jsonl"
-    url = os.environ.get(ENDPOINT)
-    if url:
-        return JudgeClient(url, model=model, revision=revision, cache=cache, key=os.environ.get(ENDPOINT_KEY) or "none")
-    from segros_eval.judge_server import JudgeServer
-
-    server = JudgeServer(model, revision=revision, log=log)
-    with ExitStack() as undo:
-        undo.callback(server.stop)
-        client = JudgeClient(
-            server.start(),
-            model=model,
-            revision=revision,
-            cache=cache,
-            revive=server.start,
-            on_close=server.stop,
-            about={"server": server.record},
-        )
-        undo.pop_all()
-    return client
 
 
 def _by_image(requests: Sequence[JudgeRequest]) -> list[list[int]]:

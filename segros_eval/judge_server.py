@@ -1,9 +1,9 @@
 """A vLLM server of our own: its environment, its start, its end.
 
 vLLM pins its own torch and transformers, so it lives in an environment that uv builds below `$SEGROS_HOME`, from exact
-versions, for a GPU or (slow, for tests) for a CPU. A server is started with pinned flags on a free port, waited for,
-and stopped on every exit. Should this process die without an exit, the next one finds the server by its record and
-takes it over; the server of a process that lives is used and left to it.
+versions, for a GPU or (slow, for tests) for a CPU. A server is started with pinned flags (`judge_flags.py`), waited
+for, and stopped on every exit; should this process die without one, a watching process ends it (`judge_watch.py`). The
+server of another process is found by its record, used, and left to it.
 
 Source: vLLM 0.32.0 (command line of the OpenAI-compatible server).
 """
@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +26,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from segros_eval import judge_watch
+from segros_eval.judge_flags import altering, command_line, server_flags, weights_bytes
 from segros_train.errors import PrerequisiteError
 from segros_train.files import content_key, segros_home, write_json, write_text
 
@@ -33,21 +36,11 @@ __all__ = ["JudgeServer", "environment", "install", "missing_judge"]
 VLLM_VERSION = "0.32.0"
 PYTHON_VERSION = "3.11"
 CPU_TORCH = ("torch==2.13.0", "torchvision==0.28.0")
-FLAGS: tuple[str, ...] = (
-    # A checkpoint's own generation settings (repetition penalty) would move scores.
-    *("--generation-config", "vllm"),
-    *("--seed", "0"),
-    *("--max-model-len", "4096"),
-    *("--limit-mm-per-prompt", '{"image": 1, "video": 0}'),
-    # Between the parts of a JSON reply any number of blanks would be free, and use up the reply.
-    *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
-    *("--mm-processor-kwargs", '{"size": {"shortest_edge": 3136, "longest_edge": 602112}}'),
-)
-GPU_FLAGS = ("--dtype", "bfloat16", "--max-num-seqs", "256", "--gpu-memory-utilization", "0.9")
-CPU_FLAGS = ("--dtype", "float32", "--max-num-seqs", "8", "--enforce-eager")
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "auto"}
 START_SECONDS = 1800.0
-STOP_SECONDS = 20.0
+GRACE_SECONDS = 15.0
+"""Time that a server has to end by itself."""
+STOP_SECONDS = 5.0
 POLL_SECONDS = 0.5
 NOT_FOR_CPU = ("torch", "torchvision", "torchaudio", "torchcodec", "intel-openmp")
 """What the CPU build demands and does not need, or demands from an index of its own."""
@@ -113,108 +106,115 @@ class JudgeServer:
     """A vLLM server for one model."""
 
     def __init__(
-        self, model: str, *, revision: str = "", log: Path | None = None, tell: Callable[[str], None] = lambda _: None
+        self,
+        model: str,
+        *,
+        revision: str = "",
+        given: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Plan a server; nothing is started yet.
 
         Args:
             model: As the hub names it, or a folder; also the name it is served under.
             revision: Its revision; empty for what is there.
+            given: Flags of the user by name, see `judge_flags.py`.
             log: Where the server's output goes; None for a place below `$SEGROS_HOME`.
             tell: Told of the progress of a start.
         """
-        self.model, self.revision, self.tell = model, revision, tell
+        self.model, self.revision, self.given, self.tell = model, revision, dict(given or {}), tell
         self.kind = _kind()
-        self.flags = (*FLAGS, *(GPU_FLAGS if self.kind == "gpu" else CPU_FLAGS))
-        if revision:
-            self.flags = (*self.flags, "--revision", revision)
-        self._state = segros_home() / "judge" / "servers" / f"{content_key([model, *self.flags])[:16]}.json"
+        # A server that differs in its place alone is found, and serves as well.
+        self._state = segros_home() / "judge" / "servers" / f"{self._address()}.json"
         self.log = log or self._state.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
-        self._pid: int | None = None
-        self.record: dict[str, Any] = {"vllm": VLLM_VERSION, "kind": self.kind, "flags": list(self.flags), "starts": 0}
+        self.record: dict[str, Any] = {"vllm": VLLM_VERSION, "kind": self.kind, "flags": [], "starts": 0}
         atexit.register(self.stop)
 
     def start(self) -> str:
         """Return the base of a server that answers: one that is there, or a new one.
 
         Raises:
-            PrerequisiteError: If it ends or does not answer in time.
+            PrerequisiteError: If it does not fit, ends, or does not answer in time.
         """
         found = self._found()
         if found is not None:
             return found
         self.stop()
-        port = _free_port()
+        port = _free_port(self.given.get("port"))
+        flags = self._flags()
         command = [
             str(_python()),
             *("-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(Path(self.model).expanduser()) if Path(self.model).expanduser().is_dir() else self.model),
             *("--served-model-name", self.model),
             *("--host", "127.0.0.1", "--port", str(port)),
-            *self.flags,
+            *flags,
         ]
+        watched = [sys.executable, "-I", judge_watch.__file__, str(os.getpid()), str(GRACE_SECONDS), *command]
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as stream:
-            # A session of its own, so that an interrupt meant for this process does not reach it half-way.
-            self._process = subprocess.Popen(
-                command, stdout=stream, stderr=stream, env=self._environment(), start_new_session=True
-            )
-        self._pid = self._process.pid
-        self.record["starts"] += 1
-        base = f"http://127.0.0.1:{port}/v1"
-        self._write_state(base)
-        with ExitStack() as undo:
+        with ExitStack() as undo, self.log.open("ab") as stream:
             undo.callback(self.stop)
-            self._await(base)
+            # A session of its own, so that an interrupt meant for this process does not reach it half-way.
+            process = self._process = subprocess.Popen(
+                watched, stdout=stream, stderr=stream, env=self._environment(), start_new_session=True
+            )
+            self.record |= {"flags": [*flags, "--port", str(port)], "starts": self.record["starts"] + 1}
+            base = f"http://127.0.0.1:{port}/v1"
+            state = {"pid": process.pid, "born": _born(process.pid), "url": base, "flags": self.record["flags"]}
+            write_json(self._state, state)
+            self._await(base, process)
             _warm_up(base, self.model)
             undo.pop_all()
         return base
 
     def stop(self) -> None:
-        """End the server, if there is one of ours; calling it again does nothing."""
-        pid, self._pid = self._pid, None
-        if pid is None:
+        """End the server, if there is one of ours, with every process of its session; again does nothing."""
+        process = self._process
+        if process is None:
             return
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number, seconds in ((signal.SIGTERM, GRACE_SECONDS + STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
             try:
-                os.killpg(pid, number)
+                os.killpg(process.pid, number)
             except (ProcessLookupError, PermissionError):
                 break
-            if self._gone(pid, STOP_SECONDS):
+            if _gone(process, seconds):
                 break
         self._process = None
         self._state.unlink(missing_ok=True)
 
+    def _address(self) -> str:
+        pinned = server_flags(kind=self.kind, revision=self.revision, given={}, size=None, devices=())
+        return content_key([self.model, *command_line(pinned), *altering(self.given)])[:16]
+
+    def _flags(self) -> list[str]:
+        """Return the flags that fit this machine as it is now, as arguments."""
+        local = Path(self.model).expanduser()
+        size = weights_bytes(local if local.is_dir() else _hub_folder(self.model))
+        devices = _devices() if self.kind == "gpu" else ()
+        flags = server_flags(kind=self.kind, revision=self.revision, given=self.given, size=size, devices=devices)
+        return command_line(flags)
+
     def _found(self) -> str | None:
-        """Return the base of a server that an earlier process started with the same flags and left behind."""
+        """Return the base of a server with the same flags that answers, started here or by another process."""
         try:
             state = json.loads(self._state.read_text(encoding="utf-8"))
-            pid, born, base = int(state["pid"]), state["born"], str(state["url"])
+            pid, born, base, flags = int(state["pid"]), state["born"], str(state["url"]), list(state["flags"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         if born is None or _born(pid) != born or not _answers(base):
             return None
-        owner = state.get("owner", {})
-        if owner.get("pid") == os.getpid() or _born(int(owner.get("pid", -1))) != owner.get("born"):
-            # Whoever started it is gone, so it is ours now; else it is only lent.
-            self._pid = pid
-            self._write_state(base)
+        self.record["flags"] = flags
         return base
 
-    def _write_state(self, base: str) -> None:
-        """Record the server and whose it is, so that it is found again."""
-        assert self._pid is not None
-        owner = {"pid": os.getpid(), "born": _born(os.getpid())}
-        write_json(self._state, {"pid": self._pid, "born": _born(self._pid), "url": base, "owner": owner})
-
-    def _await(self, base: str) -> None:
+    def _await(self, base: str, process: subprocess.Popen[bytes]) -> None:
         began = time.monotonic()
         while not _answers(base):
             waited = time.monotonic() - began
-            if self._process is not None and self._process.poll() is not None:
+            if process.poll() is not None:
                 raise PrerequisiteError(
-                    f"The judge server for {self.model} ended with code {self._process.returncode} while it started. "
+                    f"The judge server for {self.model} ended with code {process.returncode} while it started. "
                     f"Its log is {self.log}; it ends with: {_tail(self.log)}"
                 )
             if waited > START_SECONDS:
@@ -223,18 +223,6 @@ class JudgeServer:
                 )
             self.tell(f"judge server: starting, {waited:.0f} s")
             time.sleep(POLL_SECONDS)
-
-    def _gone(self, pid: int, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if self._process is not None:
-                self._process.poll()
-            try:
-                os.killpg(pid, 0)
-            except (ProcessLookupError, PermissionError):
-                return True
-            time.sleep(0.1)
-        return False
 
     def _environment(self) -> Mapping[str, str]:
         own = dict(os.environ) | ({} if self.kind == "gpu" else CPU_ENVIRONMENT)
@@ -294,10 +282,37 @@ def _hub_folder(model: str) -> Path:
     return Path(HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
 
 
-def _free_port() -> int:
+def _devices() -> list[tuple[int, int]]:
+    """Return the free and total bytes of each device that is visible here."""
+    import torch
+
+    return [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_count())]
+
+
+def _free_port(wanted: str | None) -> int:
+    """Return the port that is wanted, or any that is free."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", int(wanted or 0)))
+        except (OSError, ValueError, OverflowError) as error:
+            raise PrerequisiteError(
+                f"A judge server cannot listen on port {wanted}: {error}. Name a free one with --port, or none."
+            ) from error
         return int(probe.getsockname()[1])
+
+
+def _gone(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait until no process of a group is left, at most so long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        process.poll()
+        try:
+            os.killpg(process.pid, 0)
+        except (ProcessLookupError, PermissionError):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _answers(base: str) -> bool:

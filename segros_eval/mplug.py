@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,13 @@ from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 from segros_eval.evaluators import JudgeReply, JudgeRequest
+from segros_eval.fetch import held_to_first_copy
 from segros_eval.folders import GridCell, read_response
-from segros_eval.mplug_files import missing_mplug, mplug_folder
+from segros_eval.mplug_files import FILES, WEIGHTS, missing_mplug, mplug_folder
 from segros_eval.mplug_layers import Memory, MplugConfig, MplugNetwork
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
+from segros_train.weight_files import read_weight_file
 
 __all__ = ["Mplug", "beam_search", "config_of", "from_published", "open_mplug"]
 
@@ -160,17 +161,18 @@ def open_mplug(device: str | None = None) -> Mplug:
             "dpgbench`, or let a judge answer, which is not official: --set dpgbench.answerer=judge."
         )
     folder = mplug_folder()
+    digests = {name: held_to_first_copy(folder / name, file_sha256(folder / name)) for name in FILES}
+    weights = folder / WEIGHTS
+    content = read_weight_file(weights, remedy="Fetch it again with `segros data fetch dpgbench`.")
     network = MplugNetwork(config_of(folder)).eval().requires_grad_(False)
-    weights = folder / "pytorch_model.bin"
     try:
-        content = torch.load(weights, map_location="cpu", weights_only=True)
         network.load_state_dict(from_published(content))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise PrerequisiteError(
             f"{weights} is damaged or another model: {error}. Fetch it again with `segros data fetch dpgbench`."
         ) from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    record = {"name": "mplug", "weights": file_sha256(weights), "device": device}
+    record = {"name": "mplug", "weights": digests[WEIGHTS], "device": device}
     return Mplug(network.to(device), folder / "vocab.txt", record=record)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from segros_train.files import segros_home
 
-__all__ = ["FILES", "missing_mplug", "mplug_folder"]
+__all__ = ["FILES", "WEIGHTS", "missing_mplug", "mplug_folder"]
 
-FILES = ("pytorch_model.bin", "config.yaml", "config_bert.json", "vocab.txt")
+WEIGHTS = "pytorch_model.bin"
+FILES = (WEIGHTS, "config.yaml", "config_bert.json", "vocab.txt")
 """What is read of the model. Source: modelscope, damo/mplug_visual-question-answering_coco_large_en v1.0.0."""
 
 

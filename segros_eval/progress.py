@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-__all__ = ["Listener", "Silent", "Tell"]
+if TYPE_CHECKING:
+    from segros_train.loop import StepReport
+
+__all__ = ["Listener", "Silent", "Steps", "Tell"]
 
 
 class Tell(Protocol):
@@ -44,3 +47,18 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Ignore it."""
+
+
+class Steps:
+    """Turn reports of the training loop into progress, the steps of an earlier start included."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell, self.step = tell, 0
+
+    def __call__(self, report: StepReport) -> None:
+        """Tell of one update."""
+        note = (
+            f"loss {report.loss:.3f}  {report.steps_per_second:.2f} steps/s  {report.samples_per_second:.0f} samples/s"
+        )
+        self.tell(report.step - self.step, note)
+        self.step = report.step

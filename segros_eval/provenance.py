@@ -5,11 +5,20 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["commit", "software", "versions"]
+from segros_eval.fingerprint import plain, weights_digest
+from segros_eval.ranks import device_name
+from segros_eval.respond import benchmark_commit
+
+if TYPE_CHECKING:
+    from segros_eval.plan import Cell, Stage
+
+__all__ = ["commit", "run_provenance", "software", "versions"]
 
 PACKAGES = ("segros", "torch", "transformers", "accelerate", "numpy", "pillow", "opencv-python-headless")
 
@@ -47,3 +56,49 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def run_provenance(
+    stage: Stage,
+    cell: Cell,
+    *,
+    source: Path | None,
+    training: Mapping[str, Any],
+    device: str,
+    code: str | None,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return what a result says of its origin: versions, digests, settings and times; JSON-ready.
+
+    Args:
+        stage: The model.
+        cell: The evaluation.
+        source: Its checkpoint; None for the base.
+        training: What training took.
+        device: Torch device.
+        code: Digest of the code that it ran through.
+        seconds: What each phase took.
+    """
+    recipe = stage.recipe
+    return {
+        **software(),
+        "run": stage.folder,
+        "stage_key": stage.key,
+        "device": device_name(device),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": plain(stage.task),
+        "understanding_is_frozen": cell.frozen,
+        "weights": weights_digest(stage.card, source),
+        "data": stage.data.name if stage.data else None,
+        "recipe": plain(recipe),
+        "optimizer_steps": recipe.optimizer_steps if recipe else 0,
+        "micro_steps": recipe.micro_steps if recipe else 0,
+        "training": dict(training),
+        "settings": plain(stage.settings),
+        "evaluator": plain(cell.task.evaluator),
+        "code": code,
+        "questions": benchmark_commit(cell.task, stage.card.world),
+        "subset": cell.limit is not None,
+        "limit": cell.limit,
+        "seconds": dict(seconds),
+    }

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Ranks", "local_device"]
+__all__ = ["Ranks", "device_name", "local_device"]
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,10 @@ def local_device() -> str:
     import torch
 
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def device_name(device: str) -> str:
+    """Return what a torch device is called in a record: a GPU by its model."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

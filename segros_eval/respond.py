@@ -1,13 +1,15 @@
 """From samples to responses: batched, resumable, sharded by item.
 
 A response that is already in the store is not made again. Where a backbone refuses one item (`ValueError`: a prompt
-it cannot take), that item is left without a response and the reason is kept; anything else is a fault of the program
-or of the machine and stops the run.
+it cannot take), that item is left without a response and the reason is kept. Where memory does not hold a batch, it is
+halved for the rest of the run, which changes no response. Anything else is a fault of the program or of the machine
+and stops the run.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +19,7 @@ from segros_eval.evaluators import EvalTask, Sample, World
 from segros_eval.fetch import hub_commit
 from segros_eval.pictures import open_picture
 from segros_eval.store import AnswerStore, ImageStore, UnreadableImageError
-from segros_train.errors import PrerequisiteError
+from segros_train.errors import MEMORY_ERRORS, is_out_of_memory, memory_shortage_named, release_memory
 from segros_train.files import segros_home
 
 if TYPE_CHECKING:
@@ -25,10 +27,21 @@ if TYPE_CHECKING:
     from segros_train.backbone import Backbone
     from segros_train.types import GenerationSettings
 
-__all__ = ["Shard", "answer_questions", "ask", "benchmark_commit", "benchmark_folder", "draw_images", "thin"]
+__all__ = [
+    "BatchSize",
+    "Shard",
+    "answer_questions",
+    "ask",
+    "benchmark_commit",
+    "benchmark_folder",
+    "draw_images",
+    "thin",
+]
 
 Item = TypeVar("Item")
 Advance = Callable[[int], None]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +54,18 @@ class Shard:
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return this process's items."""
         return items[self.rank :: self.num_ranks]
+
+
+class BatchSize:
+    """How many responses are made at once; halved where memory does not hold them, and never raised again."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def halve(self, tried: int) -> None:
+        """Take half of what was tried, and say so."""
+        self.value = tried // 2
+        logger.warning("Memory does not hold %d responses at once; going on with %d.", tried, self.value)
 
 
 def ask(stage: Stage, cell: Cell) -> list[Sample]:
@@ -73,12 +98,14 @@ def thin(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
     return [sample for sample in samples if sample.cluster_id in kept]
 
 
+@memory_shortage_named("Drawing one image at a time", "end other programs there, or take another device with --device")
 def draw_images(
     backbone: Backbone,
     samples: Sequence[Sample],
     store: ImageStore,
     *,
     settings: GenerationSettings,
+    batch_size: BatchSize,
     advance: Advance,
     shard: Shard = Shard(),
 ) -> dict[str, str]:
@@ -89,6 +116,7 @@ def draw_images(
         samples: What to draw.
         store: Where images lie and go.
         settings: Sampling settings.
+        batch_size: Images drawn at once.
         advance: Told how many images are there, as they come.
         shard: This process's part.
 
@@ -96,7 +124,7 @@ def draw_images(
         Why an image could not be drawn, by item id.
 
     Raises:
-        PrerequisiteError: If the device's memory does not hold a batch.
+        MemoryShortageError: If memory does not hold a single image's draw.
     """
 
     def draw(batch: Sequence[Sample]) -> Iterator[None]:
@@ -108,16 +136,19 @@ def draw_images(
             yield
 
     wanted = shard.of(list({store.path(sample): sample for sample in samples}.values()))
-    return _respond(wanted, store.missing(wanted), draw, batch_size=settings.batch_size, advance=advance)
+    return _respond(wanted, store.missing(wanted), draw, batch_size=batch_size, advance=advance)
 
 
+@memory_shortage_named(
+    "Answering one question at a time", "end other programs there, or take another device with --device"
+)
 def answer_questions(
     backbone: Backbone,
     samples: Sequence[Sample],
     store: AnswerStore,
     *,
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: BatchSize,
     advance: Advance,
     shard: Shard = Shard(),
 ) -> dict[str, str]:
@@ -134,6 +165,9 @@ def answer_questions(
 
     Returns:
         Why a question could not be answered, by item id.
+
+    Raises:
+        MemoryShortageError: If memory does not hold a single question.
     """
 
     def answer(batch: Sequence[Sample]) -> Iterator[None]:
@@ -168,40 +202,54 @@ def _respond(
     pending: Sequence[Sample],
     make: Callable[[Sequence[Sample]], Iterator[None]],
     *,
-    batch_size: int,
+    batch_size: BatchSize,
     advance: Advance,
 ) -> dict[str, str]:
     """Make the pending responses batch by batch; `make` yields once per response it has stored."""
     advance(len(wanted) - len(pending))
     refused: dict[str, ValueError | UnreadableImageError] = {}
-    for start in range(0, len(pending), batch_size):
-        for part in _parts(pending[start : start + batch_size], make, advance):
-            refused.update(part)
-        if len(refused) == len(wanted) or (len(refused) == batch_size and start == 0 and len(wanted) == len(pending)):
+    start = 0
+    while start < len(pending):
+        batch = pending[start : start + batch_size.value]
+        is_first, is_whole = start == 0 and len(wanted) == len(pending), len(batch) == batch_size.value
+        num_settled, reasons = _attempt(batch, make, batch_size, advance)
+        start += num_settled
+        refused.update(reasons)
+        if len(refused) == len(wanted) or (is_first and is_whole and len(refused) == len(batch)):
             # Not one response has come: the fault is not the items'.
             raise next(iter(refused.values()))
     return {item_id: str(error) for item_id, error in refused.items()}
 
 
-def _parts(
-    batch: Sequence[Sample], make: Callable[[Sequence[Sample]], Iterator[None]], advance: Advance
-) -> Iterator[dict[str, ValueError | UnreadableImageError]]:
-    """Make a batch; where it is refused, make the rest of it one by one and yield the items refused alone."""
-    import torch
+def _attempt(
+    batch: Sequence[Sample],
+    make: Callable[[Sequence[Sample]], Iterator[None]],
+    batch_size: BatchSize,
+    advance: Advance,
+) -> tuple[int, dict[str, ValueError | UnreadableImageError]]:
+    """Make a batch, and one by one what is left of it where it is refused.
 
-    num_made = 0
+    Returns:
+        How many of its first items are settled, which is all unless memory ran out; and the items refused alone.
+    """
+    num_made, is_refused = 0, False
     try:
         for _ in make(batch):
             num_made += 1
             advance(1)
     except (ValueError, UnreadableImageError) as error:
         if len(batch) == 1:
-            yield {batch[0].item_id: error}
-            return
-        for sample in batch[num_made:]:
-            yield from _parts([sample], make, advance)
-    except torch.OutOfMemoryError as error:
-        raise PrerequisiteError(
-            f"The device has not enough memory for {len(batch)} responses at once. "
-            f"Take fewer: --set settings.batch_size={max(1, len(batch) // 2)}."
-        ) from error
+            return 1, {batch[0].item_id: error}
+        is_refused = True
+    except MEMORY_ERRORS as error:
+        if len(batch) == 1 or not is_out_of_memory(error):
+            raise
+        batch_size.halve(len(batch))
+    if not is_refused:
+        if num_made < len(batch):
+            release_memory()
+        return num_made, {}
+    refused: dict[str, ValueError | UnreadableImageError] = {}
+    for sample in batch[num_made:]:
+        refused |= _attempt([sample], make, batch_size, advance)[1]
+    return len(batch), refused

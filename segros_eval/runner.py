@@ -1,5 +1,9 @@
 """Carry out a plan: train, respond, score, sum up; each phase through files, so that any can be repeated.
 
+One device serves all phases in turn. Stage by stage the weights are trained, respond to every evaluation, and leave
+the device; then what is scored in this process is scored. Evaluations by a judge wait until no weights are wanted any
+more, and then one server of it scores them all.
+
 A run folder holds `plan.json`, `train/` (metrics and checkpoints), `responses/` (images shared by every evaluator,
 answers by evaluator) and `evals/<evaluator>/` (scores and result). What is finished under its key is not done again.
 """
@@ -8,42 +12,39 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from segros_eval.evaluators import EvalTask, Result, Sample, Score
-from segros_eval.fingerprint import encoding_identity, plain, weights_digest
+from segros_eval.evaluators import EvalTask, Result, Sample
+from segros_eval.fingerprint import encoding_identity, plain
+from segros_eval.judges import Judges
 from segros_eval.lock import held
 from segros_eval.plan import Cell, RunPlan, Stage
 from segros_eval.preflight import located
-from segros_eval.progress import Listener, Tell
-from segros_eval.provenance import software
+from segros_eval.progress import Listener, Steps
+from segros_eval.provenance import run_provenance
 from segros_eval.ranks import Ranks, local_device
-from segros_eval.report import write_items
-from segros_eval.respond import Shard, answer_questions, ask, benchmark_commit, draw_images
+from segros_eval.respond import BatchSize, Shard, answer_questions, ask, draw_images
 from segros_eval.reuse import digest_of, take_up
-from segros_eval.score import explained, summarise, windows
-from segros_eval.store import AnswerStore, ImageStore, read_result, write_result, write_scores
-from segros_eval.toolbox import open_tools
-from segros_train.errors import PrerequisiteError
+from segros_eval.scoring import Responded, score_responses
+from segros_eval.store import AnswerStore, ImageStore, read_result
+from segros_train.errors import PrerequisiteError, memory_shortage_named, release_memory
 from segros_train.files import write_json
 
 if TYPE_CHECKING:
     from segros_train.backbone import Backbone
     from segros_train.data import GenerationSource, InstructionSource
-    from segros_train.loop import StepReport
 
 __all__ = ["Outcome", "run_plan", "train_stage"]
+
+Ended = TypeVar("Ended")
 
 DATA_SEED = 0
 """Seed of embedded training data: fixed, so that the runs of several seeds train on the same set."""
 MAX_NEW_TOKENS = 32
-UNTRAINED = "none"
-"""Name of the method that trains nothing, which the answers of a frozen language model belong to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +76,10 @@ class Outcome:
         return self.result.num_unscored / total if total else 1.0
 
 
-def run_plan(plan: RunPlan, *, out: Path, device: str, listener: Listener) -> list[Outcome]:
-    """Carry out a plan, stage by stage.
+def run_plan(
+    plan: RunPlan, *, out: Path, device: str, listener: Listener, judge_flags: Mapping[str, str] | None = None
+) -> list[Outcome]:
+    """Carry out a plan: stage by stage what needs the weights, then what needs a judge.
 
     A stage or cell that fails for a reason in the user's world is recorded, and the others go on.
 
@@ -85,6 +88,7 @@ def run_plan(plan: RunPlan, *, out: Path, device: str, listener: Listener) -> li
         out: Folder of run folders.
         device: Torch device, or `"auto"`.
         listener: Told of the progress.
+        judge_flags: Flags of a judge server that is started, by name.
 
     Returns:
         How each cell ended; nothing in a process that is not the first of its run.
@@ -100,22 +104,44 @@ def run_plan(plan: RunPlan, *, out: Path, device: str, listener: Listener) -> li
             for found in take_up(stage, out / stage.folder, by_key=plan.reuse == "key"):
                 listener.note(found)
         ranks.gathered({})
-        return [outcome for stage in plan.stages for outcome in _run_stage(stage, out / stage.folder, device, listener)]
+        judges = locks.enter_context(Judges(given=judge_flags, log=out / "judge.log"))
+        cells = [
+            cell for stage in plan.stages for cell in _run_stage(stage, out / stage.folder, device, listener, judges)
+        ]
+        waiting = sorted((cell for cell in cells if isinstance(cell, Responded)), key=lambda cell: cell.judge or ())
+        scored = {id(cell): _scored(cell, judges, listener) for cell in waiting}
+        return [scored[id(cell)] if isinstance(cell, Responded) else cell for cell in cells]
 
 
-def _run_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> list[Outcome]:
+def _run_stage(
+    stage: Stage, folder: Path, device: str, listener: Listener, judges: Judges
+) -> list[Outcome | Responded]:
+    """Train a stage, let it respond, and score what this process can score; the rest waits for a judge."""
     kept = {cell.key: _finished(folder, cell) for cell in stage.cells}
     if stage.cells and all(kept.values()):
         return [Outcome(stage, cell, folder, kept[cell.key], reused=True) for cell in stage.cells]
+    failure = ""
+    model: _Model | None
     try:
         model = _Model(stage, folder, device, listener)
     except PrerequisiteError as error:
         if Ranks.here().num_ranks > 1:  # The others would wait for this process for ever.
             raise
         listener.note(f"{stage.folder}: {error}")
-        return [Outcome(stage, cell, folder, failure=str(error)) for cell in stage.cells or (None,)]
-    outcomes = [_run_cell(model, cell, kept[cell.key]) for cell in stage.cells]
-    return [outcome for outcome in outcomes if outcome is not None] or [Outcome(stage, None, folder)]
+        model, failure = None, str(error)
+    if model is None:
+        release_memory()
+        return [Outcome(stage, cell, folder, failure=failure) for cell in stage.cells or (None,)]
+    try:
+        cells = [_run_cell(model, cell, kept[cell.key]) for cell in stage.cells]
+    finally:
+        model.release()
+    model.ranks.gathered({})  # The weights have left the devices of the other processes too.
+    cells = [
+        _scored(cell, judges, listener) if isinstance(cell, Responded) and cell.judge is None else cell
+        for cell in cells
+    ]
+    return [cell for cell in cells if cell is not None] or [Outcome(stage, None, folder)]
 
 
 def _finished(folder: Path, cell: Cell) -> Result | None:
@@ -135,6 +161,7 @@ class _Model:
         self.device = local_device() if device == "auto" else device
         self.ranks = Ranks.here()
         self.training: dict[str, Any] = {}
+        self.batch_sizes = {kind: BatchSize(stage.settings.batch_size) for kind in ("image", "answer")}
         source = stage.checkpoint
         if stage.trains:
             source, self.training = train_stage(stage, folder, self.device, listener)
@@ -151,13 +178,34 @@ class _Model:
         """The weights in memory, loaded when first asked for."""
         if self._backbone is None:
             with self.listener.phase(f"load  {_title(self.stage)}", 1) as tell:
-                self._backbone = load_backbone(self.stage, self.source, self.device)
+                precision = self.stage.settings.options.get("precision", "auto")
+                self._backbone = load_backbone(self.stage, self.source, self.device, precision=precision)
                 self._backbone.eval()
                 tell(1)
         return self._backbone
 
+    def provenance(self, cell: Cell, seconds: Mapping[str, float]) -> dict[str, Any]:
+        """Return what a result of this stage says of its origin."""
+        return run_provenance(
+            self.stage,
+            cell,
+            source=self.source,
+            training=self.training,
+            device=self.device,
+            code=digest_of(self.folder / "evals" / cell.task.name),
+            seconds=seconds,
+        )
 
-def load_backbone(stage: Stage, source: Path | None, device: str) -> Backbone:
+    def release(self) -> None:
+        """Let go of the weights, so that the device is free for what scores."""
+        self._backbone = None
+        release_memory()
+
+
+@memory_shortage_named("Loading the weights", "end other programs there, or take another device with --device")
+def load_backbone(
+    stage: Stage, source: Path | None, device: str, *, precision: Literal["auto", "fp32", "bf16"] = "fp32"
+) -> Backbone:
     """Load a stage's weights: a checkpoint follows its own record, a base the stage's attention.
 
     Raises:
@@ -166,12 +214,13 @@ def load_backbone(stage: Stage, source: Path | None, device: str) -> Backbone:
     from segros_train import backbones
     from segros_train.backbone import Realisation
 
-    backbone = backbones.load(stage.card, source=source, device=device)
+    backbone = backbones.load(stage.card, source=source, device=device, precision=precision)
     if source is None:
         backbone.realise(Realisation(attention=stage.task.attention, hint_slot=stage.task.hint_slot))
     return backbone
 
 
+@memory_shortage_named("Training", "end other programs there, or take another device with --device")
 def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> tuple[Path, dict[str, Any]]:
     """Train a stage, or find it trained.
 
@@ -205,7 +254,7 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
             instruction=instruction,
             directory=folder / "train",
             seed=stage.seed,
-            report=_Steps(tell),
+            report=Steps(tell),
         )
     return outcome.checkpoint, {"seconds": outcome.seconds, "num_samples": outcome.num_samples}
 
@@ -243,79 +292,54 @@ def _beginning(stage: Stage, folder: Path, device: str) -> Backbone:
     return backbone.to(device)
 
 
-class _Steps:
-    """Turn reports of the training loop into progress, the steps of an earlier start included."""
-
-    def __init__(self, tell: Tell) -> None:
-        self.tell, self.step = tell, 0
-
-    def __call__(self, report: StepReport) -> None:
-        note = (
-            f"loss {report.loss:.3f}  {report.steps_per_second:.2f} steps/s  {report.samples_per_second:.0f} samples/s"
-        )
-        self.tell(report.step - self.step, note)
-        self.step = report.step
-
-
 def _title(stage: Stage) -> str:
     return f"{stage.task.name} on {stage.card.name}, seed {stage.seed}"
 
 
-def _run_cell(model: _Model, cell: Cell, kept: Result | None) -> Outcome | None:
-    stage, folder = model.stage, model.folder
+def _run_cell(model: _Model, cell: Cell, kept: Result | None) -> Outcome | Responded | None:
     if kept is not None:
-        return Outcome(stage, cell, folder, kept, reused=True)
-    try:
-        if cell.task.kind == "harness":
-            return Outcome(stage, cell, folder, _score_elsewhere(model, cell))
-        samples = ask(stage, cell)
-        began = time.monotonic()
-        responses, refused = _respond(model, cell.task, samples)
-        drawn = round(time.monotonic() - began, 2)
-        if not model.ranks.is_first:
-            return None
-        return Outcome(stage, cell, folder, _score(model, cell, samples, responses, refused, drawn))
-    except PrerequisiteError as error:
-        if model.ranks.num_ranks > 1:
-            raise
-        model.listener.note(f"{stage.folder}, {cell.task.name}: {error}")
-        return Outcome(stage, cell, folder, failure=str(error))
+        return Outcome(model.stage, cell, model.folder, kept, reused=True)
+    return _attempted(model.stage, cell, model.folder, model.listener, partial(_responded, model, cell))
 
 
-def _score(
-    model: _Model,
-    cell: Cell,
-    samples: Sequence[Sample],
-    responses: Sequence[Any],
-    refused: Mapping[str, str],
-    respond_seconds: float,
-) -> Result:
-    stage, task = model.stage, cell.task
-    place = model.folder / "evals" / task.name
+def _scored(waiting: Responded, judges: Judges, listener: Listener) -> Outcome:
+    stage, cell, folder = waiting.stage, waiting.cell, waiting.folder
+
+    def work() -> Outcome:
+        return Outcome(stage, cell, folder, score_responses(waiting, judges, listener))
+
+    return _attempted(stage, cell, folder, listener, work)
+
+
+def _responded(model: _Model, cell: Cell) -> Outcome | Responded | None:
+    if cell.task.kind == "harness":
+        return Outcome(model.stage, cell, model.folder, _score_elsewhere(model, cell))
+    samples = ask(model.stage, cell)
     began = time.monotonic()
-    scores: list[Score] = []
-    with closing(open_tools(task, stage.card.world, log=place / "judge.log")) as tools:
-        with model.listener.phase(f"score  {task.name}: {_title(stage)}", len(samples)) as tell:
-            for part, answers in windows(samples, responses):
-                scores += task.evaluator.score(part, answers, tools)
-                tell(len(part))
-    record = tools.record
-    scores = [explained(score, refused) for score in scores]
-    seconds = {"respond": respond_seconds, "score": round(time.monotonic() - began, 2)}
-    result = summarise(
-        task,
-        scores,
-        method=UNTRAINED if cell.frozen else stage.task.name,
-        backbone=stage.card.name,
-        seeds=(stage.seed,),
-        world=stage.card.world,
-        key=cell.key,
-        provenance=_provenance(model, cell, seconds) | record,
-    )
-    write_items(place / "items.jsonl", samples, responses)
-    write_scores(place / "scores.jsonl", scores)
-    write_result(place / "result.json", result)
-    return result
+    responses, refused = _respond(model, cell.task, samples)
+    seconds = round(time.monotonic() - began, 2)
+    if not model.ranks.is_first:
+        return None
+    provenance = partial(model.provenance, cell)
+    return Responded(model.stage, cell, model.folder, samples, responses, refused, seconds, provenance)
+
+
+def _attempted(
+    stage: Stage, cell: Cell, folder: Path, listener: Listener, work: Callable[[], Ended]
+) -> Ended | Outcome:
+    """Do a part of a cell; where it fails for a reason in the user's world, that is how the cell ends."""
+    try:
+        with memory_shortage_named(
+            "The evaluation", "end other programs there, or use a device that has more; what it made is kept"
+        ):
+            return work()
+    except PrerequisiteError as error:
+        if Ranks.here().num_ranks > 1:
+            raise
+        listener.note(f"{stage.folder}, {cell.task.name}: {error}")
+        failure = str(error)
+    release_memory()
+    return Outcome(stage, cell, folder, failure=failure)
 
 
 def _respond(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, str]]:
@@ -331,7 +355,10 @@ def _draw(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[lis
     if images.missing(model.shard.of(samples)):
         backbone = model.backbone
         with model.listener.phase(f"draw  {task.name}: {_title(stage)}", len(samples)) as tell:
-            refused = draw_images(backbone, samples, images, settings=stage.settings, advance=tell, shard=model.shard)
+            size, shard = model.batch_sizes["image"], model.shard
+            refused = draw_images(
+                backbone, samples, images, settings=stage.settings, batch_size=size, advance=tell, shard=shard
+            )
     refused = model.ranks.gathered(refused)
     images.refresh()
     return [images.path(sample) if images.has(sample) else None for sample in samples], refused
@@ -341,7 +368,8 @@ def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[l
     stage = model.stage
     max_new_tokens = getattr(task.evaluator, "max_new_tokens", MAX_NEW_TOKENS)
     path = model.folder / "responses" / f"{task.name}.jsonl"
-    reopen = partial(AnswerStore, path, backbone_key=stage.key, settings={"max_new_tokens": max_new_tokens})
+    chosen = {name: value for name, value in stage.settings.options.items() if name == "precision"}
+    reopen = partial(AnswerStore, path, backbone_key=stage.key, settings={"max_new_tokens": max_new_tokens} | chosen)
     answers = reopen()
     refused: dict[str, str] = {}
     if answers.missing(model.shard.of(samples)):
@@ -352,7 +380,7 @@ def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[l
                 samples,
                 answers,
                 max_new_tokens=max_new_tokens,
-                batch_size=stage.settings.batch_size,
+                batch_size=model.batch_sizes["answer"],
                 advance=tell,
                 shard=model.shard,
             )
@@ -367,38 +395,5 @@ def _score_elsewhere(model: _Model, cell: Cell) -> Result:
 
     if model.ranks.num_ranks > 1:
         raise PrerequisiteError(f"{cell.task.name} runs in one process; start it without a launcher.")
-    provenance = partial(_provenance, model, cell)
+    provenance = partial(model.provenance, cell)
     return harness_cell(model.backbone, model.stage, cell, model.folder, model.listener, provenance)
-
-
-def _provenance(model: _Model, cell: Cell, seconds: dict[str, float]) -> dict[str, Any]:
-    stage = model.stage
-    recipe = stage.recipe
-    return {
-        **software(),
-        "run": stage.folder,
-        "stage_key": stage.key,
-        "device": _device_name(model.device),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": plain(stage.task),
-        "understanding_is_frozen": cell.frozen,
-        "weights": weights_digest(stage.card, model.source),
-        "data": stage.data.name if stage.data else None,
-        "recipe": plain(recipe),
-        "optimizer_steps": recipe.optimizer_steps if recipe else 0,
-        "micro_steps": recipe.micro_steps if recipe else 0,
-        "training": model.training,
-        "settings": plain(stage.settings),
-        "evaluator": plain(cell.task.evaluator),
-        "code": digest_of(model.folder / "evals" / cell.task.name),
-        "questions": benchmark_commit(cell.task, stage.card.world),
-        "subset": cell.limit is not None,
-        "limit": cell.limit,
-        "seconds": seconds,
-    }
-
-
-def _device_name(device: str) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

@@ -7,13 +7,15 @@ or `"mplug"` (DPG-Bench's official answerer). The embedded world answers for all
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segros_eval.evaluators import EvalTask, Tools, World
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["Lack", "missing_tool", "open_tools"]
+if TYPE_CHECKING:
+    from segros_eval.judges import Judges
+
+__all__ = ["Lack", "asks_server", "missing_tool", "open_tools"]
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,18 @@ def missing_tool(task: EvalTask, world: World) -> Lack | None:
     return None if found is None else Lack(f"{task.title} {found.what}", found.remedy)
 
 
-def open_tools(task: EvalTask, world: World, *, log: Path | None = None) -> Tools:
+def asks_server(task: EvalTask, world: World) -> bool:
+    """Say whether an evaluation is scored by a judge that may want the device for itself."""
+    return world == "photo" and "judge" in getattr(task.evaluator, "needs", ())
+
+
+def open_tools(task: EvalTask, world: World, *, judges: Judges) -> Tools:
     """Return what an evaluation needs to score; whoever opens it closes it.
 
     Args:
         task: The evaluation.
         world: World of the images.
-        log: Where a judge server that is started writes its log; None for a place below `$SEGROS_HOME`.
+        judges: Connects to a judge; a server of it outlives the tools.
 
     Raises:
         PrerequisiteError: If a tool is missing, or does not pass its own test.
@@ -63,10 +70,8 @@ def open_tools(task: EvalTask, world: World, *, log: Path | None = None) -> Tool
         return Tools(detector=SceneReader(), judge=SceneJudge())
     detector = _open_detector(task.evaluator) if "detector" in needs else None
     if "judge" in needs:
-        from segros_eval.judge import open_judge
-
         evaluator: Any = task.evaluator
-        judge = open_judge(evaluator.judge_model, revision=evaluator.judge_revision, log=log)
+        judge = judges.open(evaluator.judge_model, revision=evaluator.judge_revision)
         return Tools(detector=detector, judge=judge, close=judge.close)
     if "mplug" in needs:
         from segros_eval.mplug import open_mplug

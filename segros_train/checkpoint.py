@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256, write_json
+from segros_train.weight_files import read_weight_file
 
 __all__ = [
     "Checkpoint",
@@ -184,7 +185,7 @@ def load_training_state(checkpoint: Checkpoint, backbone: nn.Module, optimizer: 
     Raises:
         PrerequisiteError: If the checkpoint holds other names or shapes than the backbone.
     """
-    state = load_file(checkpoint.path / TRAINING_STATE)
+    state = read_weight_file(checkpoint.path / TRAINING_STATE, remedy="Delete its folder to go on from an older one.")
     model = _model_tensors(backbone)
     expected = {name: tuple(tensor.shape) for name, tensor in model.items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.startswith("optimizer/")}

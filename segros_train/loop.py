@@ -32,7 +32,7 @@ from segros_train.checkpoint import (
 from segros_train.data.mixture import MicroBatch, Share, generation_batches, instruction_batches, stream
 from segros_train.data.reading import DataError
 from segros_train.equations import joint_objective
-from segros_train.errors import PrerequisiteError
+from segros_train.errors import PrerequisiteError, memory_shortage_named
 from segros_train.metrics import Metrics, NonFiniteLossError, StepReport, Update
 from segros_train.objective import Objective
 from segros_train.optim import build_optimizer, keep_master_weights, learning_rate, set_learning_rate
@@ -115,6 +115,7 @@ def train(
 
     Raises:
         NonFiniteLossError: If a loss or gradient is NaN or infinite.
+        MemoryShortageError: If a step needs more memory than there is.
         DataError: If more than `max_unreadable` items cannot be read, or a batch has none left.
         PrerequisiteError: If the folder holds another run or cannot be written.
         ValueError: If recipe, sources and backbone do not fit together.
@@ -122,7 +123,7 @@ def train(
     _check_arguments(recipe, instruction, stop_after)
     last_step = min(stop_after or recipe.optimizer_steps, recipe.optimizer_steps)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), memory_shortage_named("Training", _smaller(recipe)):
         trainer = _Trainer(
             backbone,
             method,
@@ -137,6 +138,15 @@ def train(
         if not trainer.progress.finished and trainer.progress.step < last_step:
             trainer.run(last_step, pace=_Pace(checkpoint_seconds, checkpoint_steps), num_workers=num_workers)
         return trainer.outcome()
+
+
+def _smaller(recipe: Recipe) -> str:
+    """Say how the same updates take less memory."""
+    sizes = {"accumulation": 2 * recipe.accumulation, "batch_size": recipe.batch_size // 2}
+    if recipe.i2t_batch_size is not None:
+        sizes["i2t_batch_size"] = recipe.i2t_batch_size // 2
+    halved = " ".join(f"--set recipe.{name}={size}" for name, size in sizes.items())
+    return f"take {halved + ', or ' if all(sizes.values()) else ''}another device with --device"
 
 
 @dataclass(frozen=True)

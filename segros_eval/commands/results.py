@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segros_eval.commands.console import FAILED, emit, err, names, out, write_document
+from segros_eval.commands.judge import GpuMemory, JudgeFlags, MaxModelLen, Port, TensorParallel
+from segros_eval.judge_flags import given_flags
 from segros_train.errors import PrerequisiteError, unknown_name
 from segros_train.files import segros_home, write_text
 
@@ -35,12 +36,18 @@ def score(
         typer.Option("--side-px", min=1, help="Size that images must have, in a grid each cell; else that of most."),
     ] = None,
     max_unscored: MaxUnscored = 0.0,
+    gpu_memory_utilization: GpuMemory = None,
+    tensor_parallel_size: TensorParallel = None,
+    max_model_len: MaxModelLen = None,
+    port: Port = None,
+    judge_flag: JudgeFlags = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
 ) -> None:
     """Score a folder of images that anything drew."""
     from segros_eval.catalog import load_catalog
     from segros_eval.commands.listener import RichListener
     from segros_eval.display import show_result
+    from segros_eval.judges import Judges
     from segros_eval.reference import load_reference
     from segros_eval.score import count_images, score_folder
     from segros_eval.store import result_to_json
@@ -49,7 +56,14 @@ def score(
     task = _evaluator(load_catalog().evaluators, evaluator)
     shown = _world(task, images, world)
     data = segros_home() / "data" / task.data if task.data and shown == "photo" else None
-    with closing(open_tools(task, shown)) as tools:
+    flags = given_flags(
+        judge_flag,
+        gpu_memory_utilization=gpu_memory_utilization,
+        tensor_parallel_size=tensor_parallel_size,
+        max_model_len=max_model_len,
+        port=port,
+    )
+    with Judges(given=flags) as judges, open_tools(task, shown, judges=judges) as tools:
         with RichListener().phase(f"score  {task.name}: {images}", count_images(images)) as tell:
             scored = score_folder(task, images, tools=tools, world=shown, data=data, side_px=side_px, advance=tell)
     for fault in scored.faults:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segros_eval.commands.console import FAILED, UNUSABLE, err, names, out, seeds_of, write_document
+from segros_eval.commands.judge import GpuMemory, JudgeFlags, MaxModelLen, Port, TensorParallel
+from segros_eval.judge_flags import given_flags
 from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from segros_eval.plan import Request, RunPlan
     from segros_eval.preflight import Problem
@@ -63,6 +66,11 @@ def run(
     device: Device = "auto",
     max_unscored: MaxUnscored = 0.0,
     reuse: Reuse = Reusing.code,
+    gpu_memory_utilization: GpuMemory = None,
+    tensor_parallel_size: TensorParallel = None,
+    max_model_len: MaxModelLen = None,
+    port: Port = None,
+    judge_flag: JudgeFlags = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -79,8 +87,21 @@ def run(
         limit=limit,
         reuse=reuse.value,
     )
+    flags = given_flags(
+        judge_flag,
+        gpu_memory_utilization=gpu_memory_utilization,
+        tensor_parallel_size=tensor_parallel_size,
+        max_model_len=max_model_len,
+        port=port,
+    )
     carry_out(
-        request, out_folder=out_folder, device=device, max_unscored=max_unscored, dry_run=dry_run, as_json=as_json
+        request,
+        out_folder=out_folder,
+        device=device,
+        max_unscored=max_unscored,
+        dry_run=dry_run,
+        as_json=as_json,
+        judge_flags=flags,
     )
 
 
@@ -123,6 +144,11 @@ def evaluate(
     device: Device = "auto",
     max_unscored: MaxUnscored = 0.0,
     reuse: Reuse = Reusing.code,
+    gpu_memory_utilization: GpuMemory = None,
+    tensor_parallel_size: TensorParallel = None,
+    max_model_len: MaxModelLen = None,
+    port: Port = None,
+    judge_flag: JudgeFlags = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -141,13 +167,33 @@ def evaluate(
         checkpoint=folder,
         reuse=reuse.value,
     )
+    flags = given_flags(
+        judge_flag,
+        gpu_memory_utilization=gpu_memory_utilization,
+        tensor_parallel_size=tensor_parallel_size,
+        max_model_len=max_model_len,
+        port=port,
+    )
     carry_out(
-        request, out_folder=out_folder, device=device, max_unscored=max_unscored, dry_run=dry_run, as_json=as_json
+        request,
+        out_folder=out_folder,
+        device=device,
+        max_unscored=max_unscored,
+        dry_run=dry_run,
+        as_json=as_json,
+        judge_flags=flags,
     )
 
 
 def carry_out(
-    request: Request, *, out_folder: Path, device: str, max_unscored: float, dry_run: bool, as_json: bool
+    request: Request,
+    *,
+    out_folder: Path,
+    device: str,
+    max_unscored: float,
+    dry_run: bool,
+    as_json: bool,
+    judge_flags: Mapping[str, str] | None = None,
 ) -> None:
     """Plan a request, check it, carry it out and show the numbers.
 
@@ -160,6 +206,7 @@ def carry_out(
     from segros_eval.plan import make_plan
     from segros_eval.preflight import check_plan
     from segros_eval.ranks import Ranks
+    from segros_eval.runner import run_plan
 
     _check_not_empty(request)
     ranks = Ranks.here()
@@ -180,7 +227,8 @@ def carry_out(
         err().print(show_problems(problems), soft_wrap=True)
         raise typer.Exit(UNUSABLE)
     else:
-        _run(plan, out_folder=out_folder, device=device, max_unscored=max_unscored, as_json=as_json)
+        work = partial(run_plan, plan, out=out_folder, device=device, judge_flags=judge_flags)
+        _run(work, out_folder=out_folder, max_unscored=max_unscored, as_json=as_json)
 
 
 def _follow(plan: RunPlan, problems: Sequence[Problem], *, out_folder: Path, device: str, dry_run: bool) -> None:
@@ -194,16 +242,15 @@ def _follow(plan: RunPlan, problems: Sequence[Problem], *, out_folder: Path, dev
         run_plan(plan, out=out_folder, device=device, listener=Silent())
 
 
-def _run(plan: RunPlan, *, out_folder: Path, device: str, max_unscored: float, as_json: bool) -> None:
+def _run(work: Callable[..., list[Outcome]], *, out_folder: Path, max_unscored: float, as_json: bool) -> None:
     from segros_eval.commands.listener import RichListener
     from segros_eval.display import show_outcomes
     from segros_eval.leaderboard import load_results, render
     from segros_eval.reference import load_reference
-    from segros_eval.runner import run_plan
     from segros_train.files import write_text
 
     listener = RichListener()
-    outcomes = run_plan(plan, out=out_folder, device=device, listener=listener)
+    outcomes = work(listener=listener)
     reference = load_reference()
     leaderboard = out_folder / "leaderboard.md"
     # The numbers first: a damaged result of another run may stop the leaderboard.

@@ -8,6 +8,7 @@ enters a mean. This module imports no torch.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -255,13 +256,21 @@ class Tools:
     judge: Judge | None = None
     close: Callable[[], None] = lambda: None
 
+    def __enter__(self) -> Tools:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *arguments: object) -> None:
+        # A process that is made to end has no time for a judge's last questions.
+        if kind is None or issubclass(kind, Exception):
+            self.close()
+
     @property
     def record(self) -> dict[str, Any]:
         """What the tools are, for a result's provenance: models, digests, settings; JSON-ready."""
         found: dict[str, Any] = {}
         for name, tool in (("detector", self.detector), ("judge", self.judge)):
             if tool is not None:
-                found[name] = getattr(tool, "record", type(tool).__name__)
+                found[name] = copy.deepcopy(getattr(tool, "record", type(tool).__name__))
         return found
 
 

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from segros_train.backbones.dialogues import IGNORED
 from segros_train.backbones.modes import inference
 from segros_train.backbones.texts import TextTokenizer
+from segros_train.recompute import sum_in_chunks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +37,10 @@ __all__ = [
 ]
 
 BATCH_SIZE = 32
+CHUNK_BYTES = 2 * 2**30
+"""What a chunk of answers' logits takes in training."""
+LOGIT_BYTES = 16
+"""Of one logit under bf16 autocast: itself, in float32, its log-probability, and the gradients of the first two."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +184,13 @@ def supervised_places(labels: Tensor) -> Tensor:
     return places
 
 
-def next_token_loss(head: Callable[[Tensor], Tensor], states: Tensor, labels: Tensor) -> Tensor:
+def next_token_loss(head: nn.Linear, states: Tensor, labels: Tensor) -> Tensor:
     """Return the mean negative log-likelihood of labelled tokens given what precedes them, a scalar.
 
+    Logits are computed again for their gradient, a chunk of tokens at a time: the vocabulary is large.
+
     Args:
-        head: Return logits [R, vocabulary] of states [R, D].
+        head: From states [R, D] to logits [R, vocabulary].
         states: [B, S, D] last states of the language model.
         labels: [B, S] long, the id where it is supervised, else -100.
 
@@ -191,5 +198,11 @@ def next_token_loss(head: Callable[[Tensor], Tensor], states: Tensor, labels: Te
         ValueError: If nothing is supervised.
     """
     places = supervised_places(labels)
-    logits = head(states[:, :-1].flatten(0, 1)[places])
-    return F.cross_entropy(logits.float(), labels[:, 1:].flatten()[places])
+    row, column = places // (labels.shape[1] - 1), places % (labels.shape[1] - 1)
+
+    def total(states: Tensor, labels: Tensor) -> Tensor:
+        logits = head(states)
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum")
+
+    chunk = max(1, CHUNK_BYTES // (LOGIT_BYTES * head.out_features))
+    return sum_in_chunks(total, states[row, column], labels[row, column + 1], chunk=chunk) / len(places)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -19,12 +17,11 @@ from segros_train.backbone import Realisation
 from segros_train.errors import PrerequisiteError
 from segros_train.files import replace_file, write_json
 from segros_train.types import BackboneCard
+from segros_train.weight_files import read_weight_file
 
 __all__ = ["Checkpoint", "check_keys", "read_checkpoint", "read_state", "write_checkpoint"]
 
 LISTED_KEYS = 20
-# What torch and safetensors raise on a torn or foreign file; torch's reader of pickles lets list and key errors out.
-DAMAGE = (OSError, EOFError, RuntimeError, LookupError, SafetensorError, pickle.UnpicklingError)
 
 
 Texts = TypeVar("Texts")
@@ -40,24 +37,34 @@ class Checkpoint(Generic[Texts]):
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from a safetensors file or a pickle, which is opened without running code.
+    """Read named tensors from a file of weights, or from every file that an index of them names.
 
     Raises:
-        PrerequisiteError: If the file is damaged, or holds something else.
+        PrerequisiteError: If a file is missing or damaged, or holds or names something else.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PrerequisiteError(f"Cannot read the weights {path}: {reason} Fetch the file again.") from error
+    if path.name.endswith(".index.json"):
+        return {key: value for part in _parts(path) for key, value in read_state(part).items()}
+    values = read_weight_file(path)
     for wrapper in ("state_dict", "model"):
         if isinstance(values, Mapping) and isinstance(values.get(wrapper), Mapping):
             values = values[wrapper]
-    if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
+    if not isinstance(values, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in values.items()
+    ):
         raise PrerequisiteError(f"{path} holds no named tensors; name a checkpoint.")
     return dict(values)
+
+
+def _parts(index: Path) -> list[Path]:
+    """Return the files of weights that an index beside them names."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        parts = [index.with_name(name) for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PrerequisiteError(f"Cannot read the index of weights {index}: {error!r}. Fetch it again.") from error
+    if any(part.suffix == ".json" for part in parts):
+        raise PrerequisiteError(f"The index of weights {index} names no files of weights. Fetch it again.")
+    return parts
 
 
 def check_keys(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str, family: str) -> None:
@@ -128,7 +135,6 @@ def read_checkpoint(
     *,
     function: Sequence[str],
     tokenizer: Callable[[Path], Texts],
-    read: Callable[[Path], dict[str, Tensor]] = read_state,
 ) -> Checkpoint[Texts]:
     """Read a checkpoint of ours.
 
@@ -137,7 +143,6 @@ def read_checkpoint(
         card: What it shall be a checkpoint of.
         function: Parts of the configuration that decide what weights compute, and must be the card's.
         tokenizer: Read the family's tokenizer from its file.
-        read: Read named tensors from a file.
 
     Raises:
         PrerequisiteError: If it is damaged, of another card, or of another configuration.
@@ -156,7 +161,7 @@ def read_checkpoint(
     if changed := _listed_changes(written, asked):
         raise PrerequisiteError(f"{directory} was written with another configuration: {'; '.join(changed)}.")
     texts = tokenizer(directory / "tokenizer.json")
-    return Checkpoint(read(directory / "model.safetensors"), realisation, texts)
+    return Checkpoint(read_state(directory / "model.safetensors"), realisation, texts)
 
 
 def _listed_changes(written: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:

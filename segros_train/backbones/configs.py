@@ -8,6 +8,9 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 __all__ = ["from_plain"]
 
+RETIRED = ("gradient_checkpointing",)
+"""Fields of older versions, which decided nothing of what weights compute; they are passed over."""
+
 Config = TypeVar("Config")
 
 
@@ -23,7 +26,9 @@ def from_plain(kind: type[Config], values: Any) -> Config:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{kind.__name__} needs named fields, found {type(values).__name__}.")
-    unknown = sorted(set(values) - {item.name for item in fields(kind)})  # type: ignore[arg-type]
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    values = {name: value for name, value in values.items() if name in known or name not in RETIRED}
+    unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}.")
     types = get_type_hints(kind)

@@ -14,6 +14,7 @@ from torch import Tensor
 from segros_train.backbones.tiny import pixels
 from segros_train.data.shapes_world import COLORS, GRID, OBJECT_NAMES, Scene
 from segros_train.files import replace_file
+from segros_train.weight_files import RESTART, read_weight_file
 
 if TYPE_CHECKING:
     from segros_train.data.shapes import GenerationSet, SpreadSet
@@ -107,4 +108,4 @@ def stored_scenes(path: Path, encode: Callable[[], Sequence[EncodedScenes]]) -> 
     """Return the sets of scenes in a file, encoding and storing them first where it does not exist."""
     if not path.exists():
         replace_file(path, functools.partial(torch.save, [vars(part) for part in encode()]))
-    return [EncodedScenes(**part) for part in torch.load(path, weights_only=True)]
+    return [EncodedScenes(**part) for part in read_weight_file(path, remedy=RESTART)]

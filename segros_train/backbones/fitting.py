@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segros_train.files import append_jsonl, replace_file
+from segros_train.weight_files import RESTART, read_weight_file
 
 __all__ = ["Averaged", "PartRecipe", "fit"]
 
@@ -79,7 +80,7 @@ def fit(
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     first = 0
     if path.exists():
-        saved = torch.load(path, weights_only=True)
+        saved = read_weight_file(path, remedy=RESTART)
         modules.load_state_dict(saved["model"])
         first = saved["step"]
         if first < recipe.steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,10 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-__all__ = ["CropToSquare", "to_images", "to_pixels"]
+__all__ = ["CropToSquare", "decoded", "to_images", "to_pixels"]
+
+DECODED_PX = 4 * 512**2
+"""Pixels that an autoencoder decodes at once: more make it no faster, and each takes hundreds of numbers."""
 
 
 def to_pixels(image: Image.Image, size_px: int) -> Tensor:
@@ -25,6 +29,25 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     """
     levels = torch.clamp(127.5 * pixels.float() + 128.0, 0, 255).to("cpu", torch.uint8)
     return [Image.fromarray(level.permute(1, 2, 0).numpy()) for level in levels]
+
+
+def decoded(
+    latents: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    *,
+    size_px: int,
+    images: Callable[[Tensor], list[Image.Image]] = to_images,
+) -> list[Image.Image]:
+    """Return the images of latents, decoded a few at a time.
+
+    Args:
+        latents: [B, ...].
+        decode: Return the pixels [b, 3, size, size] of some latents.
+        size_px: Side of an image.
+        images: Return the images of pixels.
+    """
+    num_at_once = max(1, DECODED_PX // size_px**2)
+    return [image for part in latents.split(num_at_once) for image in images(decode(part))]
 
 
 @dataclass(frozen=True)

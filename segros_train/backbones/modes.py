@@ -29,9 +29,11 @@ def inference(model: nn.Module, *, precision: Literal["auto", "fp32", "bf16"] = 
 
     Args:
         model: The model.
-        precision: Of matrix products; `"auto"` is bf16 on CUDA and fp32 elsewhere.
+        precision: Of matrix products; `"auto"` is bf16 on CUDA and where weights are, and fp32 elsewhere.
     """
     device = next(model.parameters()).device.type
-    low = precision == "bf16" or (precision == "auto" and device == "cuda")
-    with evaluating(model), torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=low):
+    if precision == "auto":
+        is_low = device == "cuda" or any(weight.dtype == torch.bfloat16 for weight in model.parameters())
+        precision = "bf16" if is_low else "fp32"
+    with evaluating(model), torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         yield

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from segros_train.errors import PrerequisiteError
 from segros_train.files import content_key, replace_file, segros_home, write_json
 from segros_train.objective import autocast_dtype
 from segros_train.types import GenerationBatch
+from segros_train.weight_files import open_weight_file
 
 if TYPE_CHECKING:
     from segros_train.backbone import Backbone
@@ -39,6 +39,7 @@ INDEX = "index.json"
 FORMAT = 2
 BOUNDS = ".bounds"
 """End of the name of the tensor that tells where each item of another one begins, and the last one ends."""
+ANEW = "Remove its folder and encode again."
 GIB = 2**30
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class LatentCache(Mapping[str, Mapping[str, Tensor]]):
             raise KeyError(name)
         shard, row = divmod(place, SHARD_ITEMS)
         if shard not in self._files:
-            self._files[shard] = safe_open(_shard(self.folder, shard), framework="pt")
+            self._files[shard] = open_weight_file(_shard(self.folder, shard), remedy=ANEW)
         file = self._files[shard]
         if name not in self._ragged:
             return file.get_slice(name)[row]
@@ -193,7 +194,7 @@ def encode(
             replace_file(path, functools.partial(save_file, tensors))
             write_json(path.with_suffix(".json"), {"captions": captions, "items": shard_ids})
             _check_room(path, len(indices), num_left=len(source) - indices.stop)
-        with safe_open(path, framework="pt") as whole:
+        with open_weight_file(path, remedy=ANEW) as whole:
             names.append(frozenset(whole.keys()))
         item_ids += shard_ids
         advance(len(indices))

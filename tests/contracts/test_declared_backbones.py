@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from segros_eval.catalog import Catalog
 from segros_train.backbone import Backbone, Realisation
 from segros_train.backbones import load
+from segros_train.backbones.precision import Precision
 from segros_train.data import GenerationSample, InstructionSample
 from segros_train.data.shapes import GenerationSet, InstructionSet
 from segros_train.errors import PrerequisiteError
-from segros_train.types import BackboneCard, GenerationBatch, InstructionBatch, TrainTask
+from segros_train.types import BackboneCard, Checkpointing, GenerationBatch, InstructionBatch, TrainTask
 
 BATCH = 4
 PROMPTS = ("a photo of a red circle", "a photo of two blue squares", "a photo of a green star left of a yellow circle")
@@ -91,6 +93,42 @@ def test_every_method_takes_a_training_step(
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
     assert any(bool(gradient.count_nonzero()) for gradient in gradients)
     assert all(p.grad is None for p in backbone.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize("checkpointing", ["blocks", "all"])
+@pytest.mark.parametrize("method", ["sft", "reca", "segros", "answers"])
+def test_recomputation_changes_no_loss_or_gradient(
+    backbone: Backbone,
+    captioned: GenerationBatch,
+    asked: InstructionBatch,
+    catalog: Catalog,
+    method: str,
+    checkpointing: Checkpointing,
+) -> None:
+    backbone.train()
+    found = []
+    for mode in ("none", checkpointing):
+        try:
+            backbone.set_checkpointing(mode)
+        except PrerequisiteError as refusal:
+            pytest.skip(str(refusal))
+        backbone.zero_grad(set_to_none=True)
+        torch.manual_seed(0)
+        loss = (
+            backbone.i2t_loss(asked)
+            if method == "answers"
+            else loss_under(backbone, catalog.methods[method], captioned)
+        )
+        if loss.requires_grad:
+            loss.backward()
+        gradients = [parameter.grad for parameter in trained_parameters(backbone)]
+        found.append([loss.detach(), *[value for value in gradients if value is not None]])
+    backbone.set_checkpointing("none")
+    assert len(found[0]) == len(found[1])
+    for kept, recomputed in zip(*found, strict=True):
+        # The same operations on the same numbers, except that sums over rows are taken in parts.
+        apart = torch.linalg.vector_norm(recomputed - kept)
+        assert float(apart) <= 1e-5 * float(torch.linalg.vector_norm(kept)) + 1e-9
 
 
 def test_equal_generators_give_equal_losses(
@@ -178,6 +216,62 @@ def test_images_come_in_order_and_do_not_depend_on_their_batch(backbone: Backbon
     for image, other in zip(drawn, alone, strict=True):
         apart = [abs(a - b) for a, b in zip(image.tobytes(), other.tobytes(), strict=True)]
         assert max(apart) <= 2, "rounding may move a pixel by a step, another draw moves it by more"
+
+
+def test_images_are_decoded_a_few_at_a_time(
+    backbone: Backbone, tiny_card: BackboneCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(tiny_card.settings, num_steps=2, batch_size=3)
+    at_once = list(backbone.generate(PROMPTS, seeds=(3, 4, 5), settings=settings))
+    counts: list[int] = []
+    for name in {"decode_latents", "decode_codes"} & set(dir(backbone.model)):
+        decode = getattr(backbone.model, name)
+        monkeypatch.setattr(backbone.model, name, lambda part, decode=decode: counts.append(len(part)) or decode(part))
+    monkeypatch.setattr("segros_train.backbones.images.DECODED_PX", 2 * tiny_card.image_size_px**2)
+    in_parts = list(backbone.generate(PROMPTS, seeds=(3, 4, 5), settings=settings))
+    assert counts == [2, 1]
+    for image, other in zip(in_parts, at_once, strict=True):
+        apart = [abs(a - b) for a, b in zip(image.tobytes(), other.tobytes(), strict=True)]
+        assert max(apart) <= 1, "rounding may move a pixel by a step, another picture differs by more"
+
+
+def test_weights_read_in_bf16_draw_nearly_the_same_pictures_and_answer_alike(
+    backbone: Backbone, tiny_card: BackboneCard
+) -> None:
+    backbone.realise(Realisation())
+    low = load(tiny_card, precision="bf16")
+    settings = replace(tiny_card.settings, num_steps=1)
+    full, rounded, other = (
+        torch.stack(
+            [
+                torch.tensor(list(image.tobytes())).float()
+                for image in each.generate(PROMPTS, seeds=s, settings=settings)
+            ]
+        )
+        for each, s in ((backbone, (3, 4, 5)), (low, (3, 4, 5)), (backbone, (6, 7, 8)))
+    )
+    assert float((full - rounded).abs().mean()) < 0.25 * float((full - other).abs().mean())
+    images, choices = [[sample.image] for sample in dialogues()[: len(QUESTIONS)]], (("yes", "no"), ("one", "two"))
+    expected, found = (torch.tensor(each.choice_logprobs(images, QUESTIONS, choices)) for each in (backbone, low))
+    # A number of 8 bits is off by at most 0.2%; some layers of such numbers by several times that.
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+
+
+def test_bf16_halves_matrices_and_leaves_the_autoencoder_and_the_norms_in_float32(tiny_card: BackboneCard) -> None:
+    low = load(tiny_card, precision="bf16")
+    kinds = {name: weight.dtype for name, weight in low.named_parameters()}
+    precise = {name for name, kind in kinds.items() if kind == torch.float32}
+    assert {name for name in kinds if ".vae." in name or ".vq." in name} <= precise
+    norms = {name for name, module in low.named_modules() if isinstance(module, torch.nn.LayerNorm)}
+    assert {f"{name}.weight" for name in norms} & kinds.keys() <= precise
+    rest = [weight for name, weight in low.named_parameters() if not (".vae." in name or ".vq." in name)]
+    num_low = sum(weight.numel() for weight in rest if weight.dtype == torch.bfloat16)
+    assert num_low > 0.95 * sum(weight.numel() for weight in rest)
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_a_cpu_reads_weights_in_float32_unless_asked_otherwise(tiny_card: BackboneCard, precision: Precision) -> None:
+    assert {weight.dtype for weight in load(tiny_card, precision=precision).parameters()} == {torch.float32}
 
 
 def test_another_seed_draws_another_image(backbone: Backbone, tiny_card: BackboneCard) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
+import types
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +27,18 @@ from segros_eval.detector import PhotoDetector
 from segros_eval.detector_attention import gathered_attention
 from segros_eval.detector_colors import load_clip
 from segros_eval.detector_decoders import group_terms
-from segros_eval.detector_files import checked_checkpoint, detector_files
+from segros_eval.detector_files import CLIP_SHA256, checked_checkpoint, detector_files
 from segros_eval.detector_masks import prepare, select_instances
 from segros_eval.detector_swin import windows
-from segros_eval.detector_weights import DetectorConfig, DetectorNetwork
+from segros_eval.detector_weights import DetectorConfig, DetectorNetwork, read_checkpoint
 from segros_eval.evaluators.geneval import GenEval
+from segros_eval.judges import Judges
 from segros_eval.store import read_image
 from segros_eval.toolbox import missing_tool, open_tools
 from segros_train.errors import PrerequisiteError
+from segros_train.files import file_sha256
 
+TASKS = Path(__file__).parents[2] / "tasks"
 SMALL = DetectorConfig(
     embed_dim=24,
     depths=(1, 1, 1, 1),
@@ -192,11 +199,22 @@ def test_openais_archive_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         detector_colors.open_clip, "create_model", lambda name: open_clip.CLIP(**sizes, quick_gelu=True)
     )
-    loaded = load_clip(tmp_path / "clip.pt").state_dict()
+    loaded = load_clip(tmp_path / "clip.pt", sha256=file_sha256(tmp_path / "clip.pt")).state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in clip.state_dict().items())
     (tmp_path / "clip.pt").write_bytes(b"no archive")
     with pytest.raises(PrerequisiteError, match="cannot be read"):
+        load_clip(tmp_path / "clip.pt", sha256=file_sha256(tmp_path / "clip.pt"))
+
+
+def test_no_archive_but_openais_own_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.jit.save(torch.jit.script(_Archive({"weight": torch.zeros(2)})), tmp_path / "clip.pt")
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("the archive was opened"))
+    with pytest.raises(
+        PrerequisiteError, match=f"sha256 is {file_sha256(tmp_path / 'clip.pt')}, expected {CLIP_SHA256}"
+    ):
         load_clip(tmp_path / "clip.pt")
+    declared = {file.name: file.sha256 for file in load_catalog(TASKS).benchmarks["geneval"].files}
+    assert declared[detector_files()[1].name] == CLIP_SHA256
 
 
 class _Archive(nn.Module):
@@ -235,6 +253,53 @@ def test_a_checkpoint_whose_content_is_not_what_its_name_says_is_refused(
     assert checked_checkpoint(good) == digest
 
 
+def test_a_checkpoint_is_held_to_the_whole_digest_of_its_first_copy(tmp_path: Path) -> None:
+    # A name without letters of a digest fits both: as if the digests of both began alike.
+    checkpoint = tmp_path / "weights-.pth"
+    checkpoint.write_bytes(b"first")
+    first = checked_checkpoint(checkpoint)
+    assert json.loads((tmp_path / "sha256.json").read_text()) == {checkpoint.name: first}
+    checkpoint.write_bytes(b"second")
+    with pytest.raises(PrerequisiteError, match=f"that of the first copy was {first}"):
+        checked_checkpoint(checkpoint)
+    checkpoint.write_bytes(b"first")
+    assert checked_checkpoint(checkpoint) == first
+
+
+class HistoryBuffer:
+    """mmengine's record of a training's values, as far as a file of weights shows it."""
+
+    def __init__(self) -> None:
+        self.log, self.methods = np.arange(3.0), {"mean": HistoryBuffer.mean}
+
+    def mean(self) -> float:
+        return float(self.log.mean())
+
+
+@pytest.mark.parametrize("zipped", (True, False))
+def test_records_of_a_training_beside_mmdets_tensors_are_left_out(
+    zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, module = tmp_path / "weights.pth", "mmengine.logging.history_buffer"
+    content = {
+        "meta": {"epoch": 50, "best": np.float64(0.49), "classes": ("person", "bicycle")},
+        "message_hub": {"log_scalars": OrderedDict(loss=HistoryBuffer())},
+        "state_dict": OrderedDict(weight=torch.arange(6.0).view(2, 3)),
+    }
+    with monkeypatch.context() as patch:
+        for part in ("mmengine", "mmengine.logging", module):
+            patch.setitem(sys.modules, part, types.ModuleType(part))
+        patch.setattr(sys.modules[module], "HistoryBuffer", HistoryBuffer, raising=False)
+        patch.setattr(HistoryBuffer, "__module__", module)
+        patch.setattr(HistoryBuffer.mean, "__module__", module)
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    if zipped:
+        named = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        assert {f"{module}.HistoryBuffer", "builtins.getattr"} <= named
+    read = read_checkpoint(path)
+    assert read.keys() == {"weight"} and torch.equal(read["weight"], content["state_dict"]["weight"])
+
+
 @pytest.mark.parametrize(
     ("name", "what", "remedy"),
     [
@@ -248,12 +313,12 @@ def test_what_photographs_lack_is_named_with_its_remedy(
 ) -> None:
     monkeypatch.setenv("SEGROS_HOME", str(tmp_path))
     monkeypatch.delenv("SEGROS_JUDGE", raising=False)
-    task: Any = load_catalog(Path(__file__).parents[2] / "tasks").evaluators[name]
+    task: Any = load_catalog(TASKS).evaluators[name]
     lack = missing_tool(task, "photo")
     assert lack is not None and what in lack.what and remedy in lack.remedy
     assert missing_tool(task, "shapes") is None
     with pytest.raises(PrerequisiteError, match="there is none|does not exist"):
-        open_tools(task, "photo")
+        open_tools(task, "photo", judges=Judges())
 
 
 def test_the_detector_is_told_the_smaller_threshold() -> None:

@@ -15,7 +15,7 @@ from question_files import asked, write_files
 from segros_eval.evaluators import Tools
 from segros_eval.evaluators.harness import LmmsTask, harness_task
 from segros_eval.evaluators.pope import POPE
-from segros_eval.respond import answer_questions
+from segros_eval.respond import BatchSize, answer_questions
 from segros_eval.store import AnswerStore
 from segros_train.backbone import Backbone
 from segros_train.errors import PrerequisiteError
@@ -74,7 +74,7 @@ def test_pope_of_lmms_eval_equals_our_protocol_of_that_name_and_is_not_asked_twi
     samples = list(ours.samples("photo", data, (0,)))
     store = AnswerStore(tmp_path / "ours.jsonl", backbone_key="k")
     answer_questions(
-        cast(Backbone, Wavering()), samples, store, max_new_tokens=128, batch_size=7, advance=lambda n: None
+        cast(Backbone, Wavering()), samples, store, max_new_tokens=128, batch_size=BatchSize(7), advance=lambda n: None
     )
     scores = ours.score(samples, [store.get(sample) for sample in samples], Tools())
     metrics = ours.aggregate(scores)

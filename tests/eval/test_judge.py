@@ -18,8 +18,9 @@ from PIL import Image
 from segros_eval import judge as judge_module
 from segros_eval.evaluators import JudgeRequest
 from segros_eval.evaluators.compbench_rules import SCORE_SCHEMA
-from segros_eval.judge import JudgeClient, JudgeSettings, open_judge
+from segros_eval.judge import JudgeClient, JudgeSettings
 from segros_eval.judge_pictures import encoded
+from segros_eval.judges import Judges
 from segros_train.errors import PrerequisiteError
 
 FAST = JudgeSettings(max_in_flight=8, max_attempts=4, first_wait_seconds=0.01, longest_wait_seconds=0.02)
@@ -327,7 +328,7 @@ def test_an_endpoint_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("SEGROS_HOME", str(tmp_path))
     monkeypatch.setenv("SEGROS_JUDGE", "http://127.0.0.1:9/v1")
     with pytest.raises(PrerequisiteError, match="127.0.0.1:9"):
-        open_judge("tiny")
+        Judges().open("tiny")
 
 
 def test_an_image_that_cannot_be_read_is_no_request(tmp_path: Path) -> None:

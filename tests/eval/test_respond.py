@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from PIL import Image
 
 from segros_eval.evaluators import Sample
 from segros_eval.pictures import ScenePicture
-from segros_eval.respond import Shard, answer_questions, draw_images, thin
+from segros_eval.respond import BatchSize, Shard, answer_questions, draw_images, thin
 from segros_eval.store import AnswerStore, ImageStore
 from segros_train.backbone import Backbone
-from segros_train.errors import PrerequisiteError
+from segros_train.errors import MemoryShortageError
 from segros_train.types import GenerationSettings
 
 
@@ -48,11 +49,9 @@ def store(folder: Path) -> ImageStore:
     return ImageStore(folder, settings=GenerationSettings(num_steps=1), backbone_key="key")
 
 
-def draw(
-    painter: Painter, asked: Sequence[Sample], images: ImageStore, batch_size: int = 3, **more: Any
-) -> dict[str, str]:
-    settings = GenerationSettings(num_steps=1, batch_size=batch_size)
-    more.setdefault("advance", lambda count: None)
+def draw(painter: Painter, asked: Sequence[Sample], images: ImageStore, **more: Any) -> dict[str, str]:
+    settings = GenerationSettings(num_steps=1)
+    more = {"advance": lambda count: None, "batch_size": BatchSize(3), **more}
     return draw_images(cast(Backbone, painter), asked, images, settings=settings, **more)
 
 
@@ -103,9 +102,113 @@ def test_a_fault_of_the_program_stops_the_run_and_keeps_what_was_drawn(tmp_path:
     assert [sample.item_id for sample in store(tmp_path).missing(samples(5))] == ["4"]
 
 
-def test_too_little_memory_names_a_smaller_batch(tmp_path: Path) -> None:
-    with pytest.raises(PrerequisiteError, match="settings.batch_size=2"):
-        draw(Painter(refuses=["prompt 0"], error=torch.OutOfMemoryError), samples(5), store(tmp_path), batch_size=4)
+class Cramped(Painter):
+    """Has memory for a few at a time."""
+
+    def __init__(self, holds: int, error: BaseException, after: int = 0) -> None:
+        super().__init__()
+        self.holds, self.full, self.after = holds, error, after
+
+    def generate(self, prompts: Sequence[str], **more: Any) -> Iterator[Image.Image]:
+        for place, image in enumerate(super().generate(prompts, **more)):
+            if len(prompts) > self.holds and place == self.after:
+                raise self.full
+            yield image
+
+    def answer(self, images: Any, questions: Sequence[str], **more: Any) -> list[str]:
+        answers = super().answer(images, questions, **more)
+        if len(questions) > self.holds:
+            raise self.full
+        return answers
+
+
+SHORTAGES = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.00 GiB. GPU 0 has a total capacity of 79.18 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes."),
+    MemoryError(),
+)
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
+def test_a_batch_that_memory_does_not_hold_is_halved_for_the_rest_of_the_run(
+    tmp_path: Path, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    painter, images, size = Cramped(2, error), store(tmp_path), BatchSize(8)
+    assert draw(painter, samples(11), images, batch_size=size) == {}
+    assert [len(batch) for batch in painter.batches] == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert images.missing(samples(11)) == [] and size.value == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "Memory does not hold 8 responses at once; going on with 4.",
+        "Memory does not hold 4 responses at once; going on with 2.",
+    ]
+
+
+class Hoarder(Painter):
+    """Holds something while it draws and remembers how much of that was still held when it was called again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held, self.left = list[weakref.ref[Any]](), list[int]()
+
+    def generate(self, prompts: Sequence[str], **more: Any) -> Iterator[Image.Image]:
+        self.left.append(sum(one() is not None for one in self.held))
+        hoard = torch.zeros(1)
+        self.held.append(weakref.ref(hoard))
+        if len(prompts) > 1:
+            cycle: list[Any] = [hoard]
+            cycle.append(cycle)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        yield from super().generate(prompts, **more)
+
+
+def test_what_a_failed_batch_held_is_free_before_the_next_is_tried(tmp_path: Path) -> None:
+    painter = Hoarder()
+    draw(painter, samples(4), store(tmp_path), batch_size=BatchSize(4))
+    assert painter.left == [0] * 6
+
+
+def test_what_a_batch_made_before_memory_ran_out_is_not_made_again(tmp_path: Path) -> None:
+    counts: list[int] = []
+    painter = Cramped(2, MemoryError(), after=1)
+    draw(painter, samples(5), store(tmp_path), batch_size=BatchSize(4), advance=counts.append)
+    assert painter.batches == [[f"prompt {i}" for i in batch] for batch in ((0, 1, 2, 3), (1, 2), (3, 4))]
+    assert sum(counts) == 5
+
+
+def test_questions_that_memory_does_not_hold_at_once_are_asked_in_halves(tmp_path: Path) -> None:
+    asked = [Sample(str(n), "a", "answer", f"which? {n}", images=(ScenePicture(1, 1),)) for n in range(7)]
+    answers = [AnswerStore(tmp_path / f"{name}.jsonl", backbone_key="key") for name in ("cramped", "roomy")]
+    for painter, kept in zip((Cramped(2, MemoryError()), Painter()), answers, strict=True):
+        backbone = cast(Backbone, painter)
+        answer_questions(backbone, asked, kept, max_new_tokens=4, batch_size=BatchSize(6), advance=lambda count: None)
+    assert [answers[0].get(sample) for sample in asked] == [answers[1].get(sample) for sample in asked]
+    assert answers[0].missing(asked) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    list(
+        zip(SHORTAGES, ("on the GPU (12.00 GiB at once)", "on the CPU (4.00 GiB at once)", "on the CPU"), strict=True)
+    ),
+    ids=lambda value: type(value).__name__,
+)
+def test_memory_that_does_not_hold_one_image_is_an_error_in_one_sentence(
+    tmp_path: Path, error: BaseException, found: str
+) -> None:
+    with pytest.raises(MemoryShortageError) as caught:
+        draw(Cramped(0, error), samples(5), store(tmp_path), batch_size=BatchSize(4))
+    assert str(caught.value) == (
+        f"Drawing one image at a time needs more memory than there is {found}: end other programs there, or take "
+        "another device with --device."
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError("no space")])
+def test_other_faults_halve_nothing(tmp_path: Path, error: Exception) -> None:
+    size = BatchSize(4)
+    with pytest.raises(type(error), match=str(error)):
+        draw(Cramped(0, error), samples(5), store(tmp_path), batch_size=size)
+    assert size.value == 4
 
 
 @given(count=st.integers(0, 40), num_ranks=st.integers(1, 7))
@@ -127,7 +230,12 @@ def test_questions_are_answered_once_with_their_images(tmp_path: Path) -> None:
     for expected in ([["question 0", "question 1"], ["question 2"]], []):
         painter, answers = Painter(), AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
         refused = answer_questions(
-            cast(Backbone, painter), asked, answers, max_new_tokens=4, batch_size=2, advance=lambda count: None
+            cast(Backbone, painter),
+            asked,
+            answers,
+            max_new_tokens=4,
+            batch_size=BatchSize(2),
+            advance=lambda count: None,
         )
         assert painter.batches == expected and refused == {}
     assert answers.get(asked[2]) == "question 2 (5, 4)"
@@ -139,7 +247,7 @@ def test_a_question_about_an_unreadable_image_is_left_out_alone(tmp_path: Path) 
     asked = [Sample(name, name, "answer", "what?", images=(tmp_path / f"{name}.png",)) for name in ("a", "b")]
     answers = AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
     refused = answer_questions(
-        cast(Backbone, Painter()), asked, answers, max_new_tokens=4, batch_size=2, advance=lambda count: None
+        cast(Backbone, Painter()), asked, answers, max_new_tokens=4, batch_size=BatchSize(2), advance=lambda count: None
     )
     assert list(refused) == ["b"] and "b.png" in refused["b"]
     assert answers.get(asked[0]) == "what? (5, 4)"
@@ -152,7 +260,7 @@ def test_questions_of_like_length_share_a_batch_and_the_longest_come_first(tmp_p
     ]
     painter, answers = Painter(), AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
     answer_questions(
-        cast(Backbone, painter), asked, answers, max_new_tokens=4, batch_size=2, advance=lambda count: None
+        cast(Backbone, painter), asked, answers, max_new_tokens=4, batch_size=BatchSize(2), advance=lambda count: None
     )
     assert [[len(text) // 5 for text in batch] for batch in painter.batches] == [[9, 8], [2, 1]]
     assert [answers.get(sample) for sample in asked] == [f"{sample.prompt} (96, 96)" for sample in asked]
@@ -175,7 +283,7 @@ def test_questions_with_choices_are_weighed_and_others_answered_in_one_run(tmp_p
     ]
     answers = AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
     answer_questions(
-        cast(Backbone, Weigher()), asked, answers, max_new_tokens=4, batch_size=3, advance=lambda count: None
+        cast(Backbone, Weigher()), asked, answers, max_new_tokens=4, batch_size=BatchSize(3), advance=lambda count: None
     )
     weights = [-3.0, -2.0]
     expected = ["which? 0 (96, 96)", weights, "which? 2 (96, 96)", weights]
@@ -189,7 +297,13 @@ def test_processes_that_share_a_file_answer_each_question_once_between_them(tmp_
         painter, answers = Painter(), AnswerStore(tmp_path / "answers.jsonl", backbone_key="key")
         backbone = cast(Backbone, painter)
         answer_questions(
-            backbone, asked, answers, max_new_tokens=4, batch_size=2, advance=lambda n: None, shard=Shard(rank, 3)
+            backbone,
+            asked,
+            answers,
+            max_new_tokens=4,
+            batch_size=BatchSize(2),
+            advance=lambda n: None,
+            shard=Shard(rank, 3),
         )
         batches += painter.batches
     assert sorted(text for batch in batches for text in batch) == sorted(sample.prompt for sample in asked)

@@ -93,7 +93,7 @@ def plan_of(catalog: Catalog, **changes: Any) -> RunPlan:
 def run(
     monkeypatch: pytest.MonkeyPatch, plan: RunPlan, out: Path, backbone: Draughtsman, watcher: Silent | None = None
 ) -> list[Outcome]:
-    monkeypatch.setattr(backbones, "load", lambda card, source=None, device="cpu": backbone)
+    monkeypatch.setattr(backbones, "load", lambda card, **how: backbone)
     return run_plan(plan, out=out, device="cpu", listener=watcher or Silent())
 
 
@@ -214,6 +214,32 @@ def test_the_base_follows_the_attention_of_its_task(
     backbone = Draughtsman()
     run(monkeypatch, plan_of(declared), tmp_path, backbone)
     assert backbone.realisation.attention == "native"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"), [((), "auto"), (('settings.options={"precision": "bf16"}',), "bf16")]
+)
+def test_weights_to_draw_with_are_read_in_the_precision_of_the_settings(
+    declared: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], expected: str
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(backbones, "load", lambda card, **how: asked.append(how["precision"]) or Draughtsman())
+    run_plan(plan_of(declared, overrides=overrides), out=tmp_path, device="cpu", listener=Silent())
+    assert asked == [expected]
+
+
+def test_weights_to_train_are_read_in_float32(
+    declared: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def load(card: Any, **how: Any) -> Any:
+        asked.append(how["precision"])
+        raise PrerequisiteError("enough seen")
+
+    monkeypatch.setattr(backbones, "load", load)
+    run_plan(plan_of(declared, methods=("sft",)), out=tmp_path, device="cpu", listener=Silent())
+    assert asked == ["fp32"]
 
 
 def test_each_seed_is_a_run_of_its_own(declared: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,10 +227,14 @@ def test_the_published_form_of_a_checkpoint_is_read_without_running_what_it_name
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "ran",))
 
-    state = load_file(folder / "weights.safetensors")
-    torch.save({"meta": {"hook": Foreign(), "epoch": np.int64(3)}, "state_dict": state}, tmp_path / "model.pth")
-    again = load_network(tmp_path / "model.pth", network.config).state_dict()
-    assert torch.equal(again["class_predictor.weight"], network.state_dict()["class_predictor.weight"])
+    content = {"meta": {"epoch": np.int64(3)}, "state_dict": load_file(folder / "weights.safetensors")}
+    for zipped in (True, False):
+        torch.save(content, tmp_path / "model.pth", _use_new_zipfile_serialization=zipped)
+        again = load_network(tmp_path / "model.pth", network.config).state_dict()
+        assert torch.equal(again["class_predictor.weight"], network.state_dict()["class_predictor.weight"])
+        torch.save({**content, "hook": Foreign()}, tmp_path / "model.pth", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(PrerequisiteError, match="asks for pathlib.Path"):
+            load_network(tmp_path / "model.pth", network.config)
     assert not (tmp_path / "ran").exists()
 
 

@@ -16,8 +16,9 @@ import tiny_qwen
 from segros_eval.evaluators import EvalTask, JudgeRequest, Score, Tools
 from segros_eval.evaluators.compbench import CompBench
 from segros_eval.evaluators.compbench_rules import SCORE_SCHEMA
-from segros_eval.judge import JudgeClient, open_judge
+from segros_eval.judge import JudgeClient
 from segros_eval.judge_server import JudgeServer, environment
+from segros_eval.judges import Judges
 from segros_eval.score import score_folder
 from segros_train.data.shapes import GenerationSet
 from segros_train.data.shapes_prompts import compositional_prompts
@@ -35,9 +36,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def judge(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeClient]:
-    found = open_judge(model, log=tmp_path_factory.mktemp("log") / "judge.log")
-    yield found
-    found.close()
+    with Judges(log=tmp_path_factory.mktemp("log") / "judge.log") as judges:
+        found = judges.open(model)
+        yield found
+        found.close()
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def write_logits(sizes: str, checkpoint: str, pixels: str, result: str) -> None:
     if sizes != "-":
         model = resized(model, json.loads(Path(sizes).read_text(encoding="utf-8")))
     network = built(model)
-    lacking, foreign = network.load_state_dict(torch.load(checkpoint)["state_dict"], strict=False)
+    lacking, foreign = network.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"], strict=False)
     lacking = [name for name in lacking if "loss" not in name and "relative_position_index" not in name]
     assert not lacking and not foreign, (lacking[:3], foreign[:3])
     images = load_file(pixels)["pixels"]

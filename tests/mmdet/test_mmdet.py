@@ -29,6 +29,7 @@ from segros_eval.detector_weights import (
 )
 from segros_eval.evaluators import Detection, EvalTask, Sample, Tools
 from segros_eval.evaluators.geneval import GenEval
+from segros_eval.judges import Judges
 from segros_eval.toolbox import open_tools
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
@@ -79,7 +80,7 @@ def tools(checkpoint: Path) -> Iterator[Tools]:
         for module in (detector_files, detector_mmdet):
             patch.setattr(module, "detector_files", lambda: files)
         patch.setattr(detector_colors, "load_clip", lambda path: clip)
-        opened = open_tools(task(), "photo")
+        opened = open_tools(task(), "photo", judges=Judges())
     yield opened
     assert isinstance(opened.detector, MmdetDetector)
     opened.detector.close()

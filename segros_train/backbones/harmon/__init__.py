@@ -12,19 +12,23 @@ from segros_train.backbones.harmon.weights import locate, missing_weights
 
 if TYPE_CHECKING:
     from segros_train.backbones.harmon.adapter import Harmon
+    from segros_train.backbones.precision import Precision
     from segros_train.types import BackboneCard
 
 __all__ = ["fresh", "load", "missing_weights"]
 
 
-def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu") -> Harmon:
-    """Build a Harmon with its weights in float32, in eval mode.
+def load(
+    card: BackboneCard, *, source: Path | None = None, device: str = "cpu", precision: Precision = "fp32"
+) -> Harmon:
+    """Build a Harmon with its weights, in eval mode.
 
     Args:
         card: What to build.
         source: A checkpoint of ours, or a folder of published files; None for shipped weights, else the
             published files in `$SEGROS_HOME/weights/<name>` or the hub's cache.
         device: Torch device.
+        precision: Of the weights; `"fp32"` to train them, see `backbones.load`.
 
     Raises:
         PrerequisiteError: If weights are missing, foreign or damaged, or a file of instructions cannot be read.
@@ -44,7 +48,7 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     else:
         origin, tokenizer = found.files["model"], read(found.files["tokenizer"])
         state = states.published_state(found.files)
-    model = states.build(card.config, state, origin=str(origin), device=device)
+    model = states.build(card.config, state, origin=str(origin), device=device, precision=precision)
     instructions = instructions_from(card.config.instructions_file)
     return Harmon(card, model, tokenizer, realisation=realisation, instructions=instructions)
 

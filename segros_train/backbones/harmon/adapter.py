@@ -30,7 +30,7 @@ from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from segros_train.types import BackboneCard, Grid
+    from segros_train.types import BackboneCard, Checkpointing, Grid
 
 __all__ = ["Harmon", "visible_indices"]
 
@@ -121,6 +121,10 @@ class Harmon(Backbone):
         stride = self.model.config.vae.stride_px
         grid = (batch.images.shape[2] // stride, batch.images.shape[3] // stride)
         return grid, grid
+
+    def set_checkpointing(self, checkpointing: Checkpointing) -> None:
+        """Choose what the backward pass computes again; see `HarmonModel.set_checkpointing`."""
+        self.model.set_checkpointing(checkpointing)
 
     def caption_tokens(self, caption: str) -> list[str]:
         """Return the text of each caption token, in the order of the valid places of `embed`'s text."""

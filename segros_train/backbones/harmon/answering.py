@@ -20,6 +20,7 @@ from segros_train.backbones import answering
 from segros_train.backbones.dialogues import Dialogue, embedded, lengths_of
 from segros_train.backbones.harmon.model import HarmonModel
 from segros_train.backbones.harmon.transforms import PadToSquare
+from segros_train.recompute import residual_stream
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +41,7 @@ def read(
         dialogues: B dialogues with heads of one length.
         cache: Filled with keys and values, padding included, when given.
     """
-    sequence = embedded(dialogues, image, model.llm.model.embed_tokens)
+    sequence = residual_stream(embedded(dialogues, image, model.llm.model.embed_tokens))
     return model.llm.model(inputs_embeds=sequence, past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
 

@@ -19,6 +19,7 @@ from segros_train.backbones.harmon.vae import AutoencoderKL
 from segros_train.backbones.tiny import pixels, start_almost_linear
 from segros_train.data.shapes_world import CELL_PX, IMAGE_PX, Scene, crowded_scene, sample_scene
 from segros_train.files import append_jsonl, replace_file
+from segros_train.weight_files import RESTART, read_weight_file
 
 __all__ = ["AutoencoderRecipe", "latent_scale", "pretrain_autoencoder", "training_images"]
 
@@ -152,7 +153,7 @@ def pretrain_autoencoder(
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
     state, first = directory / "vae.pt", 0
     if state.exists():
-        saved = torch.load(state, weights_only=True)
+        saved = read_weight_file(state, remedy=RESTART)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]

@@ -130,7 +130,6 @@ class HarmonConfig:
         max_dialogue_tokens: Ids of a dialogue, image tokens not counted; the rest is cut off on the right.
         instructions_file: UTF-8 text file with one request per line, for samples without a caption; None takes
             the package's own.
-        gradient_checkpointing: Recompute blocks in the backward pass instead of keeping their activations.
     """
 
     version: ClassVar[int] = 1
@@ -144,13 +143,14 @@ class HarmonConfig:
     max_caption_tokens: int = 128
     max_dialogue_tokens: int = 1472
     instructions_file: str | None = None
-    gradient_checkpointing: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HarmonConfig:
         """Build a configuration from the plain values of a `config.json`.
 
+        The former field `gradient_checkpointing`, which changed nothing that weights compute, is passed over.
+
         Raises:
             ValueError: If a field is unknown or missing.
         """
-        return from_plain(cls, dict(values))
+        return from_plain(cls, {name: value for name, value in values.items() if name != "gradient_checkpointing"})

@@ -21,9 +21,9 @@ from typing import Generic, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from segros_train.backbones.harmon.config import DiffusionConfig
+from segros_train.recompute import residual_stream, sum_in_chunks
 
 __all__ = [
     "NUM_TRAINING_STEPS",
@@ -41,6 +41,12 @@ TIME_FREQUENCIES = 128
 HALF_LEVEL = 1 / 255
 OUTERMOST = 0.999
 MIN_PROBABILITY = 1e-12
+CHUNK_BYTES = 4 * 2**30
+"""What the network keeps of one chunk of rows between its passes, where chunks are computed again."""
+KEPT_BYTES = 26
+"""What a block keeps of one channel of one row under bf16 autocast, as `ResBlock` reads: fp32 input and output of the
+normalisation, 4 + 4; in bf16 its scale, 2, shift, scale and gate, 6, and the inputs of three products, of an activation
+and of the gating, 2 each."""
 
 
 Number = TypeVar("Number", float, Tensor)
@@ -166,7 +172,7 @@ class TimeEmbedding(nn.Module):
         indices = torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=timesteps.device)
         frequencies = torch.exp(-math.log(10_000) * indices / TIME_FREQUENCIES)
         angles = timesteps.float().unsqueeze(1) * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(next(self.mlp.parameters()).dtype))
 
 
 class ResBlock(nn.Module):
@@ -200,9 +206,8 @@ class FinalLayer(nn.Module):
 class DenoisingNet(nn.Module):
     """Estimate noise and variance of noisy cells."""
 
-    def __init__(self, config: DiffusionConfig, *, channels: int, condition_width: int, checkpointing: bool) -> None:
+    def __init__(self, config: DiffusionConfig, *, channels: int, condition_width: int) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
         self.time_embed = TimeEmbedding(config.width)
         self.cond_embed = nn.Linear(condition_width, config.width)
         self.input_proj = nn.Linear(channels, config.width)
@@ -210,19 +215,17 @@ class DenoisingNet(nn.Module):
         self.final_layer = FinalLayer(config.width, 2 * channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Return [R, 2C], noise and variance, in float32.
+        """Return [R, 2C], noise and variance, at least in float32.
 
         Args:
             x: [R, C] noisy cells.
             embedding: [R, width] sum of the embedded timestep and the embedded condition.
         """
-        h = self.input_proj(x)
+        h, embedding = residual_stream(self.input_proj(x)), residual_stream(embedding)
         for block in self.res_blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, h, embedding, use_reentrant=False)
-            else:
-                h = block(h, embedding)
-        return self.final_layer(h, embedding).float()
+            h = block(h, embedding)
+        output: Tensor = self.final_layer(h, embedding)
+        return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -239,14 +242,20 @@ class RowLosses:
 
 
 class DiffusionHead(nn.Module):
-    """Train and draw latent cells given their conditions."""
+    """Train and draw latent cells given their conditions.
+
+    Attributes:
+        recompute: Whether `loss` keeps nothing but its rows and computes them again, in chunks, for their gradient.
+    """
 
     coefficients: Tensor
 
-    def __init__(self, config: DiffusionConfig, *, channels: int, condition_width: int, checkpointing: bool) -> None:
+    def __init__(self, config: DiffusionConfig, *, channels: int, condition_width: int) -> None:
         super().__init__()
+        self.recompute = False
+        self.chunk = max(1, CHUNK_BYTES // (KEPT_BYTES * config.width * config.depth * config.batch_mul))
         self.sampling = (config.num_sampling_steps, config.last_sampling_timestep)
-        self.net = DenoisingNet(config, channels=channels, condition_width=condition_width, checkpointing=checkpointing)
+        self.net = DenoisingNet(config, channels=channels, condition_width=condition_width)
         table = torch.tensor([astuple(step) for step in training_steps()], dtype=torch.float32)
         self.register_buffer("coefficients", table, persistent=False)
 
@@ -262,18 +271,34 @@ class DiffusionHead(nn.Module):
         Returns:
             Terms of K x R rows.
         """
+        return self._row_losses(conditions, cells, timesteps, noise, self._training_times())
+
+    def _training_times(self) -> Tensor:
+        """Return [1000, width], the embedded timesteps of training."""
+        return self.net.time_embed(torch.arange(NUM_TRAINING_STEPS, device=self.coefficients.device))
+
+    def _row_losses(
+        self, conditions: Tensor, cells: Tensor, timesteps: Tensor, noise: Tensor, times: Tensor
+    ) -> RowLosses:
         repeats = timesteps.shape[0]
         timesteps, noise = timesteps.flatten(), noise.flatten(0, 1)
         cells = cells.float().repeat(repeats, 1)
         step: NoiseStep[Tensor] = NoiseStep(*self.coefficients[timesteps].unsqueeze(-1).unbind(1))
         noisy = step.signal * cells + step.noise * noise
-        times = self.net.time_embed(torch.arange(NUM_TRAINING_STEPS, device=timesteps.device))
         embedding = F.embedding(timesteps, times) + self.net.cond_embed(conditions).repeat(repeats, 1)
         return loss_terms(self.net(noisy, embedding), cells, noisy=noisy, noise=noise, step=step, first=timesteps == 0)
 
     def loss(self, conditions: Tensor, cells: Tensor, *, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Return the mean loss of the rows, a scalar; arguments as in `row_losses`."""
-        return self.row_losses(conditions, cells, timesteps=timesteps, noise=noise).total.mean()
+        times = self._training_times()
+
+        def total(conditions: Tensor, cells: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+            terms = self._row_losses(conditions, cells, timesteps.transpose(0, 1), noise.transpose(0, 1), times)
+            return terms.total.sum()
+
+        rows = (conditions, cells, timesteps.transpose(0, 1), noise.transpose(0, 1))
+        chunk = self.chunk if self.recompute else len(cells)
+        return sum_in_chunks(total, *rows, chunk=chunk, recompute=self.recompute) / timesteps.numel()
 
     def time_table(self) -> Tensor:
         """Return [S, width], the embedded timesteps of a draw, ascending."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from segros_train.backbones.harmon.config import MarConfig
 from segros_train.backbones.harmon.diffusion import DiffusionHead
+from segros_train.recompute import residual_stream, run_blocks
 
 __all__ = ["Mar", "Positions", "gather_rows"]
 
@@ -91,12 +91,16 @@ class Block(nn.Module):
 
 
 class Mar(nn.Module):
-    """Encode visible cells and decode a condition for every cell."""
+    """Encode visible cells and decode a condition for every cell.
 
-    def __init__(self, config: MarConfig, *, channels: int, checkpointing: bool = False) -> None:
+    Attributes:
+        recompute: Whether the backward pass computes the blocks again instead of keeping what they hold.
+    """
+
+    def __init__(self, config: MarConfig, *, channels: int) -> None:
         super().__init__()
         self.config = config
-        self.checkpointing = checkpointing
+        self.recompute = False
         num_cells = config.base_grid[0] * config.base_grid[1]
         wide, narrow = config.encoder_width, config.decoder_width
         self.fake_latent = nn.Parameter(torch.zeros(1, wide))
@@ -116,9 +120,7 @@ class Mar(nn.Module):
             Block(config, narrow, config.decoder_heads) for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(narrow, eps=NORM_EPS)
-        self.diffloss = DiffusionHead(
-            config.diffusion, channels=channels, condition_width=narrow, checkpointing=checkpointing
-        )
+        self.diffloss = DiffusionHead(config.diffusion, channels=channels, condition_width=narrow)
 
     def positions(self, grid: tuple[int, int]) -> Positions:
         """Return the learned positions at `grid`, rows and columns."""
@@ -137,12 +139,7 @@ class Mar(nn.Module):
         return torch.cat([learned[:buffers], image[0].flatten(1).transpose(0, 1)])
 
     def _run(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
-        for block in blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x
+        return run_blocks(blocks, residual_stream(x), recompute=self.recompute)
 
     def encode(self, cells: Tensor, visible: Tensor | None, positions: Positions) -> Tensor:
         """Encode the visible cells.

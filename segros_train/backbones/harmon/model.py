@@ -7,7 +7,7 @@ Source: wusize/Harmon src/models/harmon.py @ 4eb60876
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,15 @@ from segros_train.backbones.harmon.config import HarmonConfig, LanguageConfig
 from segros_train.backbones.harmon.mar import Mar
 from segros_train.backbones.harmon.sequence import attention_mask, join, position_ids
 from segros_train.backbones.harmon.vae import AutoencoderKL
+from segros_train.recompute import residual_stream
+
+if TYPE_CHECKING:
+    from segros_train.types import Checkpointing
 
 __all__ = ["HarmonModel", "initialise", "scale_gradient"]
+
+PIXELS_AT_ONCE = 8 * 512 * 512
+"""The autoencoder's first level holds about four arrays of 128 float32 channels a pixel: 4 GiB."""
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -65,15 +72,27 @@ class HarmonModel(nn.Module):
         self.config = config
         self.vae = AutoencoderKL(config.vae).requires_grad_(False)
         self.llm = _language_model(config.llm)
-        self.mar = Mar(config.mar, channels=config.vae.embed_dim, checkpointing=config.gradient_checkpointing)
+        self.mar = Mar(config.mar, channels=config.vae.embed_dim)
         wide, inner, width = config.mar.encoder_width, config.llm.hidden_size, config.llm.hidden_size
         self.proj_in = nn.Sequential(nn.Linear(wide, inner), nn.SiLU(), nn.Linear(inner, width))
         self.proj_out = nn.Sequential(nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, wide))
-        if config.gradient_checkpointing:
-            # Newer versions of transformers warn about the older name.
+
+    def set_checkpointing(self, checkpointing: Checkpointing) -> None:
+        """Choose what the backward pass computes again.
+
+        Args:
+            checkpointing: `"blocks"` are those of the language model, in train mode alone, and of the masked encoder
+                and decoder; `"all"` adds the diffusion head, by rows.
+        """
+        self.mar.recompute = checkpointing != "none"
+        self.mar.diffloss.recompute = checkpointing == "all"
+        # Newer versions of transformers warn about the older names.
+        if checkpointing == "none":
+            name = "activation_checkpointing_disable"
+            getattr(self.llm, name, self.llm.gradient_checkpointing_disable)()
+        else:
             name = "activation_checkpointing_enable"
-            enable = getattr(self.llm, name, self.llm.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
+            getattr(self.llm, name, self.llm.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def train(self, mode: bool = True) -> HarmonModel:
         """Set the mode of the trainable parts; the autoencoder stays in eval mode."""
@@ -86,7 +105,9 @@ class HarmonModel(nn.Module):
         """Return latents [B, h, w, C] in the model's scale of images [B, 3, height, width] in [-1, 1]."""
         # Convolutions over few channels are a third faster when a pixel's channels lie together.
         images = images.contiguous(memory_format=torch.channels_last)
-        return self.vae.encode(images).float() * self.config.vae_scale
+        at_once = max(1, PIXELS_AT_ONCE // (images.shape[2] * images.shape[3]))
+        latents = torch.cat([self.vae.encode(part) for part in images.split(at_once)])
+        return latents.float() * self.config.vae_scale
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -144,7 +165,7 @@ class HarmonModel(nn.Module):
         encoded = self.mar.encode(latents.flatten(1, 2), visible, positions)
         sequence, layout = join(text, text_valid, self.to_language(encoded), hints=hints, slot=slot)
         hidden = self.llm.model(
-            inputs_embeds=sequence,
+            inputs_embeds=residual_stream(sequence),
             attention_mask=attention_mask(layout, attention),
             position_ids=position_ids(layout.valid),
             use_cache=False,

@@ -23,7 +23,7 @@ from segros_train.backbones.harmon.mar import Positions, gather_rows
 from segros_train.backbones.harmon.model import HarmonModel
 from segros_train.backbones.harmon.prompts import NO_CAPTION
 from segros_train.backbones.harmon.sequence import SequenceLayout, attention_mask
-from segros_train.backbones.harmon.transforms import to_images
+from segros_train.backbones.images import decoded
 from segros_train.backbones.modes import inference
 from segros_train.backbones.texts import Prompts
 
@@ -247,4 +247,4 @@ def _draw_batch(
             attention=backbone.realisation.attention,
         )
         latents = sampler.run(plan, drawn, temperature=settings.temperature)
-    return to_images(model.decode_latents(latents))
+    return decoded(latents, model.decode_latents, size_px=backbone.card.image_size_px)

@@ -20,6 +20,7 @@ from torch import Tensor
 from segros_train.backbones.checkpoints import check_keys, read_state
 from segros_train.backbones.harmon.config import HarmonConfig
 from segros_train.backbones.harmon.model import HarmonModel
+from segros_train.backbones.precision import Precision, WeightTypes
 from segros_train.errors import PrerequisiteError
 
 __all__ = ["FUNCTION", "build", "published_state", "untied_state"]
@@ -47,14 +48,17 @@ def published_state(files: Mapping[str, Path]) -> dict[str, Tensor]:
     return state | {f"vae.{key}": value for key, value in read_state(files["vae"]).items()}
 
 
-def build(config: HarmonConfig, state: Mapping[str, Tensor], *, origin: str, device: str) -> HarmonModel:
-    """Build the model in float32 from a state with upstream's key names.
+def build(
+    config: HarmonConfig, state: Mapping[str, Tensor], *, origin: str, device: str, precision: Precision = "fp32"
+) -> HarmonModel:
+    """Build the model from a state with upstream's key names.
 
     Args:
         config: Sizes.
         state: Weights; the tied output head may be absent.
         origin: Where the weights come from, for messages.
         device: Torch device.
+        precision: Of the weights, see `precision`.
 
     Raises:
         PrerequisiteError: If keys or shapes differ from the model's.
@@ -67,7 +71,8 @@ def build(config: HarmonConfig, state: Mapping[str, Tensor], *, origin: str, dev
             raise PrerequisiteError(f"{origin}: {TIED_HEAD} differs from {EMBEDDING}, to which Harmon ties it.")
         state = {**state, TIED_HEAD: state[EMBEDDING]}
     check_keys(model.state_dict(), state, origin, "Harmon")
-    state = {key: value.to(device, torch.float32) for key, value in state.items()}
+    types = WeightTypes(model, precision, device=device, autoencoder="vae")
+    state = {key: value.to(device, types[key]) for key, value in state.items()}
     model.load_state_dict(state, assign=True)
     model.llm.tie_weights()
     return model.to(device).eval()

@@ -12,12 +12,15 @@ from segros_train.backbones.openuni.weights import locate, missing_weights
 
 if TYPE_CHECKING:
     from segros_train.backbones.openuni.adapter import OpenUni
+    from segros_train.backbones.precision import Precision
     from segros_train.types import BackboneCard
 
 __all__ = ["fresh", "load", "missing_weights"]
 
 
-def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu") -> OpenUni:
+def load(
+    card: BackboneCard, *, source: Path | None = None, device: str = "cpu", precision: Precision = "fp32"
+) -> OpenUni:
     """Build an OpenUni with its weights, in eval mode.
 
     Args:
@@ -25,6 +28,7 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
         source: A checkpoint of ours, or a folder with a file of OpenUni's that lies over the card's own; None for
             shipped weights, else the published files in `$SEGROS_HOME/weights/<name>` or the hub's cache.
         device: Torch device.
+        precision: Of the weights; `"fp32"` to train them, see `backbones.load`.
 
     Raises:
         PrerequisiteError: If weights are missing, foreign or damaged, or a file of instructions cannot be read.
@@ -40,12 +44,12 @@ def load(card: BackboneCard, *, source: Path | None = None, device: str = "cpu")
     states.check_settings(card.config, found.files)
     state, read = states.hub_state(found.files) if card.weights else {}, OpenUniTokenizer.from_file
     if found.checkpoint is not None:
-        kept = read_checkpoint(found.checkpoint, card, function=FUNCTION, tokenizer=read, read=states.read_state)
+        kept = read_checkpoint(found.checkpoint, card, function=FUNCTION, tokenizer=read)
         origin = str(found.checkpoint)
-        model = states.build(card.config, {**state, **kept.state}, origin=origin, device=device)
+        model = states.build(card.config, {**state, **kept.state}, origin=origin, device=device, precision=precision)
         return OpenUni(card, model, kept.tokenizer, realisation=kept.realisation)
     state = states.overlaid(state, found.overlays)
-    model = states.build(card.config, state, origin=str(found.overlays[-1]), device=device)
+    model = states.build(card.config, state, origin=str(found.overlays[-1]), device=device, precision=precision)
     return OpenUni(card, model, read(found.files["tokenizer"]))
 
 

@@ -25,11 +25,11 @@ from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from segros_train.types import BackboneCard, Grid
+    from segros_train.types import BackboneCard, Checkpointing, Grid
 
 __all__ = ["OpenUni", "ResizeToSquare"]
 
-IMAGE_STATES = ("latents", "seen")
+ImageState = Literal["latents", "seen"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,10 @@ class OpenUni(Backbone):
         """Device of the weights."""
         return self.model.meta_queries.device
 
+    def set_checkpointing(self, checkpointing: Checkpointing) -> None:
+        """Choose what the backward pass computes again; see `OpenUniModel.set_checkpointing`."""
+        self.model.set_checkpointing(checkpointing)
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, rows and columns of the latents of an image to draw."""
@@ -100,7 +104,9 @@ class OpenUni(Backbone):
         language model [tokens, layers, 2, key heads, head width]: 12 KiB a token of openuni-1.6b in bf16, so up to
         1.5 MiB a caption, and 28 KiB and 3.5 MiB of openuni-3.6b. Queries are trained, so their path is not kept.
         """
-        states: dict[str, Tensor | list[Tensor]] = {**self._of_images(batch.images)}
+        states: dict[str, Tensor | list[Tensor]] = {
+            name: self._of_images(name, batch.images) for name in ("latents", "seen")
+        }
         if captions:
             prompts = [self._caption(text) for text in batch.captions]
             states["prompt"] = [torch.tensor(prompt.ids, dtype=torch.int32) for prompt in prompts]
@@ -108,28 +114,26 @@ class OpenUni(Backbone):
         return states
 
     @torch.no_grad()
-    def _of_images(self, images: Tensor) -> dict[str, Tensor]:
+    def _of_images(self, name: ImageState, images: Tensor) -> Tensor:
         images = images.to(self.device)
-        return {"latents": self.model.encode_images(images), "seen": self.model.see(images)}
+        return self.model.encode_images(images) if name == "latents" else self.model.see(images)
 
-    def _frozen(self, batch: GenerationBatch) -> Mapping[str, Tensor]:
-        """Look frozen states of images up or compute them, once for the `embed` and `t2i_loss` of a step."""
+    def _frozen(self, name: ImageState, batch: GenerationBatch) -> Tensor:
+        """Look a frozen state of images up or compute it, once for the `embed` and `t2i_loss` of a step, if asked."""
         if self._encoded is None or self._encoded[0] is not batch.images:
-            states = self._looked_up(batch) if self.kept_states else self._of_images(batch.images)
-            self._encoded = (batch.images, states)
-        return self._encoded[1]
+            self._encoded = (batch.images, {})
+        states = self._encoded[1]
+        if name not in states:
+            states[name] = self._looked_up(name, batch) if self.kept_states else self._of_images(name, batch.images)
+        return states[name]
 
-    def _looked_up(self, batch: GenerationBatch) -> dict[str, Tensor]:
-        """Look frozen states of images up, and compute those of items that were not encoded."""
+    def _looked_up(self, name: ImageState, batch: GenerationBatch) -> Tensor:
+        """Look a frozen state of images up, and compute that of items that were not encoded."""
         kept = [self._kept(item_id) for item_id in batch.item_ids]
         new = [place for place, item in enumerate(kept) if item is None]
-        computed = self._of_images(batch.images[new]) if new else {}
-        states = {}
-        for name in IMAGE_STATES:
-            rest = iter(computed.get(name, ()))
-            rows = [next(rest) if item is None else item[name].to(self.device) for item in kept]
-            states[name] = torch.stack([row.float() for row in rows])
-        return states
+        rest = iter(self._of_images(name, batch.images[new]) if new else ())
+        rows = [next(rest) if item is None else item[name].to(self.device) for item in kept]
+        return torch.stack([row.float() for row in rows])
 
     def _kept(self, item_id: str) -> Mapping[str, Tensor] | None:
         return None if self.kept_states is None else self.kept_states.get(item_id)
@@ -137,11 +141,10 @@ class OpenUni(Backbone):
     @torch.no_grad()
     def embed(self, batch: GenerationBatch) -> Embeddings:
         """Return caption rows of the embedding table and the visual embeddings, both before the language model."""
-        frozen = self._frozen(batch)
         prompts = self.tokenizer.pad([self._caption(text) for text in batch.captions], device=self.device)
-        rows, columns = frozen["latents"].shape[2:]
-        text, image = self.model.embed_ids(prompts.ids), frozen["seen"]
-        return Embeddings(text, prompts.caption, image, self.model.config.vision.grid, (rows, columns))
+        text, image = self.model.embed_ids(prompts.ids), self._frozen("seen", batch)
+        image_grid, latent_grid = self.grids(batch)
+        return Embeddings(text, prompts.caption, image, image_grid, latent_grid)
 
     def grids(self, batch: GenerationBatch) -> tuple[Grid, Grid]:
         """Return the grids of the vision tower's embeddings and of the autoencoder's latent cells."""
@@ -169,14 +172,13 @@ class OpenUni(Backbone):
         """
         if supervision.hints is None and not supervision.caption:
             raise ValueError("OpenUni needs a caption or hints.")
-        frozen = self._frozen(batch)
-        latents, size = frozen["latents"], len(batch.captions)
+        latents, size = self._frozen("latents", batch), len(batch.captions)
         prompts, plain = self._prompts(batch.captions, supervision, rng)
         visual = None
         if supervision.hints is not None and not all(plain):
             kept = torch.tensor([row for row, is_plain in enumerate(plain) if not is_plain], device=self.device)
             hints = supervision.hints.to(self.device)[kept].unsqueeze(-1)
-            seen = frozen["seen"][kept]
+            seen = self._frozen("seen", batch)[kept]
             visual = seen.gather(1, hints.expand(-1, -1, seen.shape[2])).flatten(0, 1)
         conditions = self.conditions(prompts, visual, item_ids=batch.item_ids)
         uniform = torch.rand(size, generator=rng, device=rng.device)

@@ -137,7 +137,6 @@ class OpenUniConfig:
         hint_attention: Mask among the hints where the attention is the paper's.
         instructions_file: UTF-8 text file with one request per line, for samples without a caption; None takes
             the package's own.
-        gradient_checkpointing: Recompute blocks of the generator in the backward pass.
     """
 
     version: ClassVar[int] = 1
@@ -158,7 +157,6 @@ class OpenUniConfig:
     corruption: Corruption = "loss_mask"
     hint_attention: HintAttention = "bidirectional"
     instructions_file: str | None = None
-    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (

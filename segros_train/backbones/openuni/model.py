@@ -10,7 +10,8 @@ Source: wusize/OpenUni src/models/openuni/internvl3_sana_hf.py @ d1703fc
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,15 @@ from transformers import DynamicCache, InternVLConfig, InternVLForConditionalGen
 from segros_train.backbones.modes import evaluating, inference
 from segros_train.backbones.openuni.config import AutoencoderConfig, ConnectorConfig, OpenUniConfig, SanaConfig
 from segros_train.backbones.openuni.prefix import Prefix
+from segros_train.recompute import residual_stream, run_blocks
+
+if TYPE_CHECKING:
+    from segros_train.types import Checkpointing
 
 __all__ = ["OpenUniModel", "evaluating", "inference", "position_ids", "prefix_mask"]
 
+IMAGES_AT_ONCE = 8
+"""Images that the autoencoder encodes at once: a level of its encoder takes 128 MiB an image of 512 px in float32."""
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -81,10 +88,8 @@ class _Connector(nn.Module):
                 nn.init.normal_(module.fc1.bias, std=1e-6)
                 nn.init.normal_(module.fc2.bias, std=1e-6)
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
+    def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
+        return run_blocks(self.layers, x, recompute=recompute)
 
 
 def _language_and_vision(config: OpenUniConfig) -> InternVLForConditionalGeneration:
@@ -127,7 +132,7 @@ def _language_and_vision(config: OpenUniConfig) -> InternVLForConditionalGenerat
 
 
 def _sana(config: SanaConfig, channels: int) -> SanaTransformer2DModel:
-    return SanaTransformer2DModel(
+    model = SanaTransformer2DModel(
         in_channels=channels,
         out_channels=channels,
         num_attention_heads=config.num_heads,
@@ -143,6 +148,10 @@ def _sana(config: SanaConfig, channels: int) -> SanaTransformer2DModel:
         interpolation_scale=None,
         sample_size=1,
     )
+    for block in model.transformer_blocks:
+        # Gates are float32 parameters, which would promote what they are multiplied on.
+        block.register_forward_hook(lambda block, inputs, states: residual_stream(states))
+    return model
 
 
 def _autoencoder(config: AutoencoderConfig) -> AutoencoderDC:
@@ -205,7 +214,18 @@ class OpenUniModel(nn.Module):
         self.connector = _Connector(config.connector, width)
         self.projector = nn.Linear(width, config.sana.caption_channels)
         self.meta_queries = nn.Parameter(torch.randn(config.num_queries, width) * width**-0.5)
-        if config.gradient_checkpointing:
+        self.checkpointing: Checkpointing = "none"
+
+    def set_checkpointing(self, checkpointing: Checkpointing) -> None:
+        """Choose what the backward pass computes again.
+
+        `"blocks"` are those of the image generator and, behind the queries, of the language model; `"all"` takes the
+        connector's too.
+        """
+        self.checkpointing = checkpointing
+        if checkpointing == "none":
+            self.transformer.disable_gradient_checkpointing()
+        else:
             self.transformer.enable_gradient_checkpointing()
 
     def train(self, mode: bool = True) -> OpenUniModel:
@@ -245,7 +265,7 @@ class OpenUniModel(nn.Module):
         """
         cache = DynamicCache(config=self.language.config)
         self.language(
-            inputs_embeds=prompt,
+            inputs_embeds=residual_stream(prompt),
             attention_mask=valid.long() if hints is None else prefix_mask(valid, hints, prompt.dtype),
             position_ids=position_ids(valid),
             past_key_values=cache,
@@ -254,21 +274,32 @@ class OpenUniModel(nn.Module):
         return Prefix(cache, valid)
 
     def query(self, prefix: Prefix) -> Tensor:
-        """Return the last hidden states [B, Q, D] of the queries behind prompts; the prefix is used up."""
-        size = len(prefix.valid)
+        """Return the last hidden states [B, Q, D] of the queries behind prompts.
+
+        The stock layers are run one by one: a layer that is run again for the gradient must find the prefix as it was,
+        where the stock model would append to it or leave it out.
+        """
+        size, start = prefix.valid.shape
         queries = self.meta_queries.to(self.language.embed_tokens.weight.dtype).expand(size, -1, -1)
-        valid = F.pad(prefix.valid, (0, queries.shape[1]), value=True)
-        return self.language(
-            inputs_embeds=queries,
-            attention_mask=valid.long(),
-            position_ids=position_ids(valid)[:, prefix.valid.shape[1] :],
-            past_key_values=prefix.cache,
-            use_cache=True,
-        ).last_hidden_state
+        num_queries = queries.shape[1]
+        causal = torch.ones(num_queries, num_queries, dtype=torch.bool, device=queries.device).tril()
+        before = prefix.valid.unsqueeze(1).expand(-1, num_queries, -1)
+        positions = position_ids(F.pad(prefix.valid, (0, num_queries), value=True))[:, start:]
+        context = {
+            "attention_mask": torch.cat([before, causal.expand(size, -1, -1)], dim=2).unsqueeze(1),
+            "position_ids": positions,
+            "past_key_values": prefix,
+            "use_cache": True,
+            "position_embeddings": self.language.rotary_emb(queries, position_ids=positions),
+        }
+        layers = [partial(layer, **context) for layer in self.language.layers]
+        recompute = self.checkpointing != "none"
+        return self.language.norm(run_blocks(layers, residual_stream(queries), recompute=recompute))
 
     def condition(self, hidden: Tensor) -> Tensor:
         """Return what the generator attends to, [B, Q, caption channels], of the queries' states [B, Q, D]."""
-        return self.projector(self.connector(hidden.to(self.projector.weight.dtype)))
+        stream = residual_stream(hidden.to(self.projector.weight.dtype))
+        return self.projector(self.connector(stream, recompute=self.checkpointing == "all"))
 
     def velocity(self, noisy: Tensor, conditions: Tensor, timesteps: Tensor) -> Tensor:
         """Return the generator's estimate of noise minus latents, [B, C, h, w].
@@ -283,8 +314,9 @@ class OpenUniModel(nn.Module):
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Return latents [B, C, h, w] in the generator's scale of images [B, 3, height, width] in [-1, 1]."""
-        images = images.to(next(self.vae.parameters()).dtype)
-        return self.vae.encode(images, return_dict=False)[0].float() * self.config.autoencoder.scale
+        parts = images.to(next(self.vae.parameters()).dtype).split(IMAGES_AT_ONCE)
+        latents = torch.cat([self.vae.encode(part, return_dict=False)[0] for part in parts])
+        return latents.float() * self.config.autoencoder.scale
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,12 @@ class Prefix:
         for number, (keys, values) in enumerate(padded.permute(2, 3, 0, 4, 1, 5)):
             cache.update(keys, values, number)
         return cls(cache, torch.arange(padded.shape[1], device=padded.device) < lengths.unsqueeze(1))
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Return a layer's keys and values with others behind them, as a cache does, but keep none of these."""
+        before = self.cache.layers[layer]
+        assert before.keys is not None and before.values is not None
+        return torch.cat([before.keys, keys], dim=2), torch.cat([before.values, values], dim=2)
 
     def apart(self) -> list[Tensor]:
         """Return the keys and values of each prompt without padding, [tokens, layers, 2, key heads, head width]."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segros_train.backbones.images import to_images, to_pixels
+from segros_train.backbones.images import decoded, to_pixels
 from segros_train.backbones.modes import inference
 from segros_train.backbones.openuni.flow import schedule, solve
 from segros_train.backbones.openuni.model import OpenUniModel
@@ -255,4 +255,4 @@ def _images(
         num_steps=settings.num_steps,
         cfg_scale=settings.cfg_scale,
     )
-    return to_images(backbone.model.decode_latents(latents))
+    return decoded(latents, backbone.model.decode_latents, size_px=backbone.card.image_size_px)

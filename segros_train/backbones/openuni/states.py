@@ -14,25 +14,24 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from segros_train.backbones.checkpoints import check_keys
+from segros_train.backbones.checkpoints import check_keys, read_state
 from segros_train.backbones.openuni.config import OpenUniConfig
 from segros_train.backbones.openuni.model import OpenUniModel
+from segros_train.backbones.precision import Precision, WeightTypes
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["build", "check_settings", "hub_state", "is_frozen", "our_names", "overlaid", "read_state", "upstream_names"]
+__all__ = ["build", "check_settings", "hub_state", "is_frozen", "our_names", "overlaid", "upstream_names"]
 
 TRAINED = ("meta_queries", "connector.", "projector.", "transformer.")
+FROZEN = ("lmm.", "vae.")
 OVERLAID = ("meta_queries", "connector.", "projector.")
 """What only OpenUni's own files supply."""
 PARTS = ("q", "k", "v")
@@ -125,32 +124,6 @@ def upstream_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from a safetensors file, the index of several, or a pickle, which runs no code.
-
-    Raises:
-        PrerequisiteError: If the file is damaged, or holds something else.
-    """
-    try:
-        if path.name.endswith(".safetensors.index.json"):
-            files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-            return {key: value for name in sorted(files) for key, value in load_file(path.parent / name).items()}
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PrerequisiteError(
-            f"Cannot read the weights {path}: {reason} Fetch the file again; where it holds objects besides "
-            "tensors, save its state_dict alone."
-        ) from error
-    if isinstance(values, Mapping) and isinstance(values.get("state_dict"), Mapping):
-        values = values["state_dict"]
-    if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise PrerequisiteError(f"{path} holds no named tensors; name an OpenUni checkpoint.")
-    return dict(values)
-
-
 def hub_state(files: Mapping[str, Path]) -> dict[str, Tensor]:
     """Read the models that OpenUni is made of into one state with the key names of `OpenUniModel`.
 
@@ -222,16 +195,20 @@ def check_settings(config: OpenUniConfig, files: Mapping[str, Path]) -> None:
         raise PrerequisiteError(f"{'; '.join(differing)}. Take the files that the card names, or change the card.")
 
 
-def build(config: OpenUniConfig, state: Mapping[str, Tensor], *, origin: str, device: str) -> OpenUniModel:
+def build(
+    config: OpenUniConfig, state: Mapping[str, Tensor], *, origin: str, device: str, precision: Precision = "fp32"
+) -> OpenUniModel:
     """Build the model from a whole state with our key names.
 
-    What is trained is held in float32; what is frozen in float32 on a CPU and in the type of its file elsewhere.
+    What is frozen, and is not read in bf16, is held in float32 on a CPU and in the type of its file elsewhere; so is
+    the autoencoder in any precision.
 
     Args:
         config: Sizes.
         state: Weights.
         origin: Where the weights come from, for messages.
         device: Torch device.
+        precision: Of the weights, see `precision`.
 
     Raises:
         PrerequisiteError: If keys or shapes differ from the model's.
@@ -239,11 +216,9 @@ def build(config: OpenUniConfig, state: Mapping[str, Tensor], *, origin: str, de
     with init_empty_weights(include_buffers=False):
         model = OpenUniModel(config)
     check_keys(model.state_dict(), state, origin, "OpenUni")
-    keeps = device != "cpu"
-    typed = {
-        key: value.to(device, value.dtype if keeps and is_frozen(key) else torch.float32)
-        for key, value in state.items()
-    }
+    types = WeightTypes(model, precision, device=device, autoencoder="vae")
+    kept = () if device == "cpu" else FROZEN if types.matrices == torch.float32 else ("vae.",)
+    typed = {key: value.to(device, value.dtype if key.startswith(kept) else types[key]) for key, value in state.items()}
     model.load_state_dict(typed, assign=True)
     model.lmm.requires_grad_(False)
     model.vae.requires_grad_(False)

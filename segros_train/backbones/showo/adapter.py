@@ -28,7 +28,7 @@ from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from segros_train.types import BackboneCard, Grid
+    from segros_train.types import BackboneCard, Checkpointing, Grid
 
 __all__ = ["Showo"]
 
@@ -80,6 +80,10 @@ class Showo(Backbone):
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.model.device
+
+    def set_checkpointing(self, checkpointing: Checkpointing) -> None:
+        """Choose what the backward pass computes again: the language model's blocks, beside which little is kept."""
+        self.model.checkpointing = checkpointing
 
     @property
     def has_tower(self) -> bool:

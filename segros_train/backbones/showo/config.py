@@ -101,7 +101,6 @@ class ShowoConfig:
             eightfold and enlarged again. Codes of the image itself would be copied.
         instructions_file: UTF-8 text file with one request per line, for samples without a caption; None takes
             the package's own.
-        gradient_checkpointing: Recompute blocks in the backward pass instead of keeping their activations.
     """
 
     version: ClassVar[int] = 1
@@ -118,7 +117,6 @@ class ShowoConfig:
     drop_hints_with_text: bool = True
     code_hints: Literal["half", "blur8"] = "half"
     instructions_file: str | None = None
-    gradient_checkpointing: bool = False
 
     @property
     def image_offset(self) -> int:

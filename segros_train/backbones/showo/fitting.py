@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from segros_train.files import append_jsonl, replace_file
+from segros_train.weight_files import RESTART, read_weight_file
 
 __all__ = ["Fit", "fit"]
 
@@ -57,7 +58,7 @@ def fit(module: nn.Module, loss: Callable[[int], Tensor], recipe: Fit, *, path: 
     optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, betas=(0.9, 0.99))
     first = 0
     if path.exists():
-        saved = torch.load(path, weights_only=True)
+        saved = read_weight_file(path, remedy=RESTART)
         module.load_state_dict(saved["module"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]

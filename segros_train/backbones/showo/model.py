@@ -8,6 +8,8 @@ Source: showlab/Show-o models/modeling_showo.py, models/phi.py, models/clip_enco
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +20,15 @@ from segros_train.backbones.dialogues import IGNORED
 from segros_train.backbones.showo.attention import RowBlock, register
 from segros_train.backbones.showo.config import ClipConfig, ShowoConfig
 from segros_train.backbones.showo.vq import MagvitV2
+from segros_train.recompute import residual_stream, run_blocks, sum_in_chunks
+
+if TYPE_CHECKING:
+    from segros_train.types import Checkpointing
 
 __all__ = ["ShowoModel", "initialise"]
 
+LOGITS_BYTES = 128 * 2**20
+"""Float32 logits that a loss holds at once: 573 rows of the published vocabulary."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
@@ -83,10 +91,7 @@ class ShowoModel(nn.Module):
                 nn.Linear(config.clip.hidden_size, width), nn.GELU(), nn.Linear(width, width)
             )
             self.clip = _vision_tower(config.clip).requires_grad_(False)
-        if config.gradient_checkpointing:
-            # Newer versions of transformers warn about the older name.
-            enable = getattr(self.showo, "activation_checkpointing_enable", self.showo.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
+        self.checkpointing: Checkpointing = "none"
 
     def train(self, mode: bool = True) -> ShowoModel:
         """Set the mode of the trainable parts; the tokenizer and the vision tower stay in eval mode."""
@@ -163,20 +168,19 @@ class ShowoModel(nn.Module):
             blocks: What rows see, block by block, in place of a mask.
             cache: Keys and values of what came before; extended in place.
         """
-        model, states = self.showo.model, inputs
-        rotations = model.rotary_emb(states, position_ids=positions)
-        for layer in model.layers:
-            states = layer(
-                states,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                position_embeddings=rotations,
-                is_causal=causal,
-                blocks=blocks,
-            )
-        return model.final_layernorm(states)
+        model = self.showo.model
+        context = {
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+            "position_embeddings": model.rotary_emb(inputs, position_ids=positions),
+            "is_causal": causal,
+            "blocks": blocks,
+        }
+        layers = [partial(layer, **context) for layer in model.layers]
+        recompute = self.checkpointing != "none" and cache is None
+        return model.final_layernorm(run_blocks(layers, residual_stream(inputs), recompute=recompute))
 
     def logits(self, states: Tensor) -> Tensor:
         """Return float32 logits over all ids, [..., vocabulary] of states [..., D]."""
@@ -191,18 +195,22 @@ class ShowoModel(nn.Module):
     def nll(self, states: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
         """Return the mean negative log-likelihood of the labels that are not -100, a scalar; NaN without any.
 
+        Logits are computed for the places of such labels alone, `LOGITS_BYTES` at a time, and again for the gradient.
+
         Args:
             states: [..., D], each at the place of its label.
             labels: [...] ids, -100 where nothing is asked.
             weights: [...] weight of each label; None for equal ones.
         """
         rows = (labels != IGNORED).flatten().nonzero().squeeze(1)
-        logits = self.logits(states.flatten(0, -2)[rows])
-        losses = F.cross_entropy(logits, labels.flatten()[rows], reduction="none")
-        if weights is None:
-            return losses.mean()
-        chosen = weights.flatten()[rows]
-        return (losses * chosen).sum() / chosen.sum()
+        states, labels = states.flatten(0, -2)[rows], labels.flatten()[rows]
+        weights = torch.ones(len(rows), device=rows.device) if weights is None else weights.flatten()[rows]
+
+        def weighted(states: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+            return (F.cross_entropy(self.logits(states), labels, reduction="none") * weights).sum()
+
+        chunk = max(1, LOGITS_BYTES // (4 * self.config.vocab_size))
+        return sum_in_chunks(weighted, states, labels, weights, chunk=chunk) / weights.sum()
 
     def next_token_nll(self, states: Tensor, labels: Tensor) -> Tensor:
         """Return `nll` of labels [B, S] that follow states [B, S, D] by one place."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from segros_train.backbones.dialogues import IGNORED
@@ -42,6 +42,7 @@ from segros_train.errors import PrerequisiteError
 from segros_train.files import append_jsonl, replace_file
 from segros_train.methods.sft import SFT
 from segros_train.types import GenerationBatch, Recipe, Supervision
+from segros_train.weight_files import RESTART, read_weight_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,7 +171,7 @@ def _encoded(backbone: Showo, path: Path, *, num_scenes: int) -> dict[str, Tenso
             "crowds": _codes(backbone, partial(matching_crowd, SCENES_SEED), num_crowds),
         }
         replace_file(path, lambda draft: save_file(tables, draft))
-    tables = load_file(path)
+    tables = read_weight_file(path, remedy=RESTART)
     table = {f"shapes-{SCENES_SEED}-{index}": codes for index, codes in enumerate(tables["ordinary"])}
     return table | {f"shapes-crowd-{SCENES_SEED}-{index}": codes for index, codes in enumerate(tables["crowds"])}
 

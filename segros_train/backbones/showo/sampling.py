@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
+from segros_train.backbones.images import decoded
 from segros_train.backbones.modes import inference
 from segros_train.backbones.showo.model import ShowoModel
 from segros_train.draws import keyed_seed
@@ -299,4 +300,5 @@ def _draw_batch(
         cells = torch.full((len(prompts), side * side), -1, device=backbone.device)
         for done in sampler.run(plan, cells, noise, guidance=guidance):
             codes = done.codes
-        return to_images(model.decode_codes(codes.unflatten(1, (side, side))))
+        codes = codes.unflatten(1, (side, side))
+        return decoded(codes, model.decode_codes, size_px=backbone.card.image_size_px, images=to_images)

@@ -9,7 +9,6 @@ Source: showlab/Show-o models/modeling_utils.py, models/modeling_magvitv2.py @ 4
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from segros_train.backbones.checkpoints import check_keys, read_state
+from segros_train.backbones.precision import Precision, WeightTypes
 from segros_train.backbones.showo.config import ShowoConfig
 from segros_train.backbones.showo.model import ShowoModel
 from segros_train.backbones.showo.prompts import ShowoTokenizer
@@ -57,21 +57,6 @@ def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _read_parts(path: Path) -> dict[str, Tensor]:
-    """Read a file of weights, or every file that an index of shards names.
-
-    Raises:
-        PrerequisiteError: If a file is missing or damaged.
-    """
-    if path.suffix != ".json":
-        return read_state(path)
-    try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PrerequisiteError(f"Cannot read the index of weights {path}: {error!r}. Fetch it again.") from error
-    return {key: value for name in names for key, value in read_state(path.with_name(name)).items()}
-
-
 def published_state(files: Mapping[str, Path]) -> dict[str, Tensor]:
     """Read the published files of a card into one state with upstream's key names.
 
@@ -84,18 +69,21 @@ def published_state(files: Mapping[str, Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for role in ("clip", "vq", "model"):
         if role in files:
-            state |= _read_parts(files[role])
+            state |= read_state(files[role])
     return state
 
 
-def build(config: ShowoConfig, state: Mapping[str, Tensor], *, origin: str, device: str) -> ShowoModel:
-    """Build the model in float32 from a state with upstream's key names.
+def build(
+    config: ShowoConfig, state: Mapping[str, Tensor], *, origin: str, device: str, precision: Precision = "fp32"
+) -> ShowoModel:
+    """Build the model from a state with upstream's key names.
 
     Args:
         config: Sizes.
         state: Weights.
         origin: Where the weights come from, for messages.
         device: Torch device.
+        precision: Of the weights, see `precision`.
 
     Raises:
         PrerequisiteError: If keys or shapes differ from the model's.
@@ -104,8 +92,12 @@ def build(config: ShowoConfig, state: Mapping[str, Tensor], *, origin: str, devi
         model = ShowoModel(config)
     given = published_names(own_names(state))
     check_keys(published_names(model.state_dict()), given, origin, "Show-o")
-    own = {key: value if "power_vals" in key else value.float() for key, value in own_names(given).items()}
-    model.load_state_dict({key: value.to(device) for key, value in own.items()}, assign=True)
+    types = WeightTypes(model, precision, device=device, autoencoder="vq")
+    own = {
+        key: value.to(device, value.dtype if "power_vals" in key else types[key])
+        for key, value in own_names(given).items()
+    }
+    model.load_state_dict(own, assign=True)
     codebook = Quantizer(config.vq.num_bits)
     if not all(
         torch.equal(value, model.vq.quantize.get_buffer(name).cpu()) for name, value in codebook.named_buffers()

@@ -1,0 +1,278 @@
+"""Whatever file passes for weights, every reader of weights refuses it with a message, and nothing of it is run."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hostile_files import DAMAGED, HOSTILE
+from safetensors import SafetensorError
+from torch import nn
+
+from segros_eval import detector_colors, detector_mmdet_worker, detector_weights, mplug
+from segros_eval.catalog import load_catalog
+from segros_eval.mplug_files import FILES, WEIGHTS, mplug_folder
+from segros_train import checkpoint, weight_files
+from segros_train.backbones import SHIPPED_WEIGHTS, checkpoints, encoded, fitting, load
+from segros_train.backbones.harmon import autoencoding
+from segros_train.backbones.harmon.config import VaeConfig
+from segros_train.backbones.showo import fitting as showo_fitting
+from segros_train.backbones.showo import pretrain as showo_pretrain
+from segros_train.data import latents
+from segros_train.errors import PrerequisiteError
+from segros_train.types import BackboneCard, WeightFile
+
+ROOT = Path(__file__).parents[2]
+CARDS = load_catalog(ROOT / "tasks").backbones
+OPENERS = ("read_weight_file", "open_weight_file", "torch.jit.load", "load_file", "safe_open", "torch.load")
+PLAIN = {"tokenizer", "vae-config", "scheduler"}
+"""Roles of published files that hold no weights."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A function that opens weights.
+
+    Attributes:
+        name: Name of the file it is given.
+        read: Calls it with that file.
+        error: What it raises; a worker has none of our errors.
+    """
+
+    name: str
+    read: Callable[[Path], object]
+    error: type[Exception] = PrerequisiteError
+
+
+def beside(path: Path, **values: Any) -> None:
+    """Write what a reader wants to find beside weights."""
+    for name, value in values.items():
+        (path.parent / f"{name}.json").write_text(json.dumps(value))
+
+
+def read_mplug(path: Path) -> object:
+    folder = mplug_folder()
+    folder.mkdir(parents=True)
+    for name in FILES:
+        (folder / name).touch()
+    path.replace(folder / WEIGHTS)
+    return mplug.open_mplug()
+
+
+def read_latents(path: Path) -> object:
+    index = {"format": latents.FORMAT, "tensors": ["latents"], "items": ["a"]}
+    beside(path, index=index)
+    return latents.LatentCache(path.parent)["a"]["latents"]
+
+
+def encode_latents(path: Path) -> object:
+    beside(path, **{path.stem: {"captions": False, "items": ["a"]}})
+    nothing: Any = None
+    return latents.encode(nothing, [nothing], path.parent)  # type: ignore[arg-type]
+
+
+def resume_autoencoder(path: Path) -> object:
+    config = VaeConfig(embed_dim=4, ch=8, ch_mult=(1, 1, 2), num_res_blocks=1, num_groups=4)
+    return autoencoding.pretrain_autoencoder(config, autoencoding.AutoencoderRecipe(), directory=path.parent)
+
+
+def load_training_state(path: Path) -> None:
+    module = nn.Linear(1, 1)
+    found = checkpoint.Checkpoint(path.parent, checkpoint.Progress(), {})
+    checkpoint.load_training_state(found, module, torch.optim.AdamW(module.parameters()))
+
+
+def resume_fit(path: Path) -> None:
+    module, recipe = nn.Linear(1, 1), fitting.PartRecipe(steps=1, batch_size=1, learning_rate=1.0)
+    fitting.fit(module, list(module.parameters()), lambda *_: torch.zeros(1), recipe, path=path, seed=0)
+
+
+def resume_showo_fit(path: Path) -> None:
+    showo_fitting.fit(nn.Linear(1, 1), lambda _: torch.zeros(1), showo_fitting.Fit(steps=1), path=path)
+
+
+def encoded_codes(path: Path) -> object:
+    nothing: Any = None
+    return showo_pretrain._encoded(nothing, path, num_scenes=1)
+
+
+READERS: Mapping[str, tuple[Reader, ...]] = {
+    "segros_eval/detector_colors.py:load_clip": (Reader("clip.pt", detector_colors.load_clip),),
+    "segros_eval/detector_mmdet_worker.py:_load_safetensors": (
+        Reader("a.pth", lambda path: detector_mmdet_worker._load_safetensors(str(path)), SafetensorError),
+    ),
+    "segros_eval/detector_weights.py:read_checkpoint": (
+        Reader("a.pth", detector_weights.read_checkpoint),
+        Reader("a.safetensors", detector_weights.read_checkpoint),
+    ),
+    "segros_eval/mplug.py:open_mplug": (Reader(WEIGHTS, read_mplug),),
+    "segros_train/backbones/checkpoints.py:read_state": (
+        Reader("a.pth", checkpoints.read_state),
+        Reader("a.ckpt", checkpoints.read_state),
+        Reader("a.safetensors", checkpoints.read_state),
+    ),
+    "segros_train/backbones/encoded.py:stored_scenes": (
+        Reader("a.pt", lambda path: encoded.stored_scenes(path, list[encoded.EncodedScenes])),
+    ),
+    "segros_train/backbones/fitting.py:fit": (Reader("a.pt", resume_fit),),
+    "segros_train/backbones/harmon/autoencoding.py:pretrain_autoencoder": (Reader("vae.pt", resume_autoencoder),),
+    "segros_train/backbones/showo/fitting.py:fit": (Reader("a.pt", resume_showo_fit),),
+    "segros_train/backbones/showo/pretrain.py:_encoded": (Reader("codes.safetensors", encoded_codes),),
+    "segros_train/checkpoint.py:load_training_state": (Reader(checkpoint.TRAINING_STATE, load_training_state),),
+    "segros_train/data/latents.py:encode": (Reader("items-00000.safetensors", encode_latents),),
+    "segros_train/data/latents.py:read": (Reader("items-00000.safetensors", read_latents),),
+    "segros_train/weight_files.py:open_weight_file": (
+        Reader("a.safetensors", lambda path: weight_files.open_weight_file(path, remedy="")),
+    ),
+    "segros_train/weight_files.py:read_weight_file": (Reader("a.pth", weight_files.read_weight_file),),
+}
+"""Every function that opens weights, as `file:function`, and how a test calls it."""
+
+
+@pytest.fixture(autouse=True)
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep to a folder of the test's own, and let torch tell of odd pickles."""
+    monkeypatch.setenv("SEGROS_HOME", str(tmp_path / "home"))
+    with warnings.catch_warnings(action="ignore"):
+        yield
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Iterator[Path]:
+    """Return the file that a call leaves; it must not be there in the end."""
+    yield tmp_path / "ran"
+    assert not (tmp_path / "ran").exists()
+
+
+def opening_functions() -> set[str]:
+    """Return every function of the library that opens weights, as `file:function`."""
+    found = set()
+    for package in ("segros_train", "segros_eval"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef) and any(
+                    isinstance(inner, ast.Call) and ast.unparse(inner.func) in OPENERS for inner in ast.walk(node)
+                ):
+                    found.add(f"{path.relative_to(ROOT).as_posix()}:{node.name}")
+    return found
+
+
+def test_every_function_that_opens_weights_is_given_hostile_files() -> None:
+    assert opening_functions() == READERS.keys()
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_each_hostile_file_runs_where_pickles_are_trusted(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(HOSTILE[kind](tmp_path / "ran"))
+    # What comes after the call may be no weights; the call was made all the same.
+    with contextlib.suppress(RuntimeError, AttributeError, AssertionError, TypeError):
+        torch.load(tmp_path / "a.pth", weights_only=False)
+    assert (tmp_path / "ran").exists()
+
+
+def each_reader() -> list[Any]:
+    return [
+        pytest.param(reader, id=f"{name.rpartition('/')[2]}-{reader.name}")
+        for name, readers in READERS.items()
+        for reader in readers
+    ]
+
+
+def assert_refused(reader: Reader, content: bytes, folder: Path) -> None:
+    path = folder / "weights" / reader.name
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(reader.error) as caught:
+        reader.read(path)
+    if reader.error is PrerequisiteError:
+        assert path.name in str(caught.value)
+        assert "weights_only" not in str(caught.value) or "tar" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("reader", each_reader())
+def test_a_hostile_file_is_refused_and_nothing_of_it_is_run(
+    reader: Reader, kind: str, marker: Path, tmp_path: Path
+) -> None:
+    assert_refused(reader, HOSTILE[kind](marker), tmp_path)
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+@pytest.mark.parametrize("reader", each_reader())
+def test_a_torn_file_or_one_that_lies_about_its_size_ends_in_a_message(
+    reader: Reader, kind: str, tmp_path: Path
+) -> None:
+    assert_refused(reader, DAMAGED[kind], tmp_path)
+
+
+def published_roles() -> list[Any]:
+    """Return every published file of weights that a card declares."""
+    return [
+        pytest.param(card, weight, id=f"{card.name}-{weight.role}")
+        for card in CARDS.values()
+        for weight in card.weights
+        if weight.role not in PLAIN
+    ]
+
+
+def plain_file(card: BackboneCard, role: str, path: Path) -> None:
+    """Write a published file that is as it should be, or weights that hold nothing."""
+    config: Any = card.config
+    if role == "tokenizer":
+        shutil.copy(SHIPPED_WEIGHTS / f"{card.family.replace('showo', 'show-o')}-tiny" / "tokenizer.json", path)
+    elif role == "vae-config":
+        vae = config.autoencoder
+        values = {"scaling_factor": vae.scale, "latent_channels": vae.latent_channels}
+        path.write_text(json.dumps({**values, "encoder_block_out_channels": list(vae.channels)}))
+    elif role == "scheduler":
+        fixed = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        path.write_text(json.dumps({"flow_shift": config.flow_shift, **fixed}))
+    elif path.suffix == ".safetensors":
+        path.write_bytes((2).to_bytes(8, "little") + b"{}")
+    else:
+        torch.save({}, path)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize(("card", "weight"), published_roles())
+def test_a_backbone_refuses_a_hostile_file_in_place_of_any_published_one(
+    card: BackboneCard, weight: WeightFile, kind: str, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cached(repo: str, name: str) -> str | None:
+        own = {file.role for file in card.weights if file.repo == repo and file.filename in (name, None)}
+        role = "tokenizer" if name == "tokenizer.json" else next(iter(sorted(own - {"tokenizer"})), "")
+        # A role whose file may have several names has a pickle's, so that the family's own reader of pickles is met.
+        if not role or (card.family == "showo" and role != "tokenizer" and not name.endswith(".bin")):
+            return None
+        path = tmp_path / role / Path(name).name
+        path.parent.mkdir(exist_ok=True)
+        if role == weight.role:
+            path.write_bytes(HOSTILE[kind](marker))
+        else:
+            plain_file(card, role, path)
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    with pytest.raises(PrerequisiteError, match="Cannot read the weights") as caught:
+        load(card)
+    assert str(tmp_path / weight.role) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("card", [pytest.param(card, id=name) for name, card in CARDS.items() if not card.weights])
+def test_a_backbone_refuses_a_hostile_file_in_a_checkpoint(
+    card: BackboneCard, kind: str, marker: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(SHIPPED_WEIGHTS / card.name, tmp_path / "checkpoint"))
+    (folder / "model.safetensors").write_bytes(HOSTILE[kind](marker))
+    with pytest.raises(PrerequisiteError, match=r"Cannot read the weights .*model\.safetensors"):
+        load(card, source=folder)
