@@ -18,3 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of golden sets; default: the committed copies",
     )
+    parser.addoption(
+        "--record",
+        action="store_true",
+        help="record the traces of tests/regression whose version was raised or that are not recorded yet",
+    )

@@ -105,6 +105,7 @@ def trace(task: TrainTask, family: str, folder: Path, **changes: Any) -> list[li
 
 
 METHODS = ("sft", "reca", "segros", "drop-loss")
+REMEDY = "run pytest tests/regression --record in one process"
 RECORDED = Path(__file__).parent / "traces.json"
 BOUND = 1e-8
 """Largest relative difference. Float64 rounds at 1e-16; 20 updates enlarge that to 1e-12 at most on two instruction
@@ -132,16 +133,13 @@ def verdict(name: str, found: dict[str, Any], recorded: dict[str, Any] | None) -
         recorded: The same as recorded; None where nothing is.
     """
     if recorded is None:
-        return f"{name} is not recorded: run tests/regression/record.py."
+        return f"{name} is not recorded: {REMEDY}."
     if found["versions"] != recorded["versions"]:
-        return (
-            f"{name} was recorded for {recorded['versions']}, now {found['versions']}: run tests/regression/record.py."
-        )
+        return f"{name} was recorded for {recorded['versions']}, now {found['versions']}: {REMEDY}."
     apart = largest_difference(found["trace"], recorded["trace"])
     if apart <= BOUND:
         return ""
     return (
         f"{name} trains to other losses, {apart:.1e} away at most, under the same versions {found['versions']}. "
-        "Mend it; or, where numbers are meant to move, raise the version of the method or the family that moves them "
-        "and run tests/regression/record.py."
+        f"Mend it; or, where numbers are meant to move, raise the version of what moves them and {REMEDY}."
     )
