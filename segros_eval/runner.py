@@ -120,18 +120,17 @@ def _run_stage(
     kept = {cell.key: _finished(folder, cell) for cell in stage.cells}
     if stage.cells and all(kept.values()):
         return [Outcome(stage, cell, folder, kept[cell.key], reused=True) for cell in stage.cells]
-    failure = ""
-    model: _Model | None
+    model: _Model | str
     try:
         model = _Model(stage, folder, device, listener)
     except PrerequisiteError as error:
         if Ranks.here().num_ranks > 1:  # The others would wait for this process for ever.
             raise
         listener.note(f"{stage.folder}: {error}")
-        model, failure = None, str(error)
-    if model is None:
+        model = str(error)
+    if isinstance(model, str):
         release_memory()
-        return [Outcome(stage, cell, folder, failure=failure) for cell in stage.cells or (None,)]
+        return [Outcome(stage, cell, folder, failure=model) for cell in stage.cells or (None,)]
     try:
         cells = [_run_cell(model, cell, kept[cell.key]) for cell in stage.cells]
     finally:
@@ -309,11 +308,8 @@ def _run_cell(model: _Model, cell: Cell, kept: Result | None) -> Outcome | Respo
 
 def _scored(waiting: Responded, judges: Judges, listener: Listener) -> Outcome:
     stage, cell, folder = waiting.stage, waiting.cell, waiting.folder
-
-    def work() -> Outcome:
-        return Outcome(stage, cell, folder, score_responses(waiting, judges, listener))
-
-    return _attempted(stage, cell, folder, listener, work)
+    score = partial(score_responses, waiting, judges, listener)
+    return _attempted(stage, cell, folder, listener, lambda: Outcome(stage, cell, folder, score()))
 
 
 def _responded(model: _Model, cell: Cell) -> Outcome | Responded | None:

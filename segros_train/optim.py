@@ -38,12 +38,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def keep_master_weights(backbone: Backbone) -> None:
-    """Hold every trainable parameter in float32, whatever precision it was loaded in.
+    """Hold every trainable parameter in at least float32, whatever precision it was loaded in.
 
     Must run before the optimizer is built. Frozen parameters keep their precision.
     """
     for parameter in backbone.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
+        if parameter.requires_grad and parameter.dtype.itemsize < torch.float32.itemsize:
             parameter.data = parameter.data.float()
 
 

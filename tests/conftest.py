@@ -29,6 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder of golden sets, which must hold every set that the chosen tests ask for; "
         "default: the committed copies",
     )
+    parser.addoption(
+        "--record",
+        action="store_true",
+        help="record the traces of tests/regression whose version was raised or that are not recorded yet",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

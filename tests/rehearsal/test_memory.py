@@ -30,7 +30,6 @@ def test_a_full_size_backbone_trains_with_every_method_on_one_card(
         choice = choose_checkpointing(backbone, chosen, recipe, capacity=CARD)
         peaks[method] = choice.peak
         record_property(method, f"{choice.checkpointing}: {choice.peak / 2**30:.1f} GiB")
-        print(f"{name} {method}: {choice.checkpointing}, {choice.peak / 2**30:.1f} GiB")
     assert max(peaks.values()) <= LIMIT, {method: f"{peak / 2**30:.1f} GiB" for method, peak in peaks.items()}
 
 

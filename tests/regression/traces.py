@@ -1,0 +1,145 @@
+"""Loss traces of 20 updates of micro models: what a method, a family or the loop computes, in numbers."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from bounds import doubled
+from PIL import Image
+
+from segros_train.backbone import Backbone, Realisation
+from segros_train.data import GenerationSample, InstructionSample
+from segros_train.loop import train
+from segros_train.types import Recipe, TrainTask, Turn
+
+FAMILIES = ("harmon", "showo", "openuni")
+NUM_UPDATES = 20
+CAPTIONS = ("a red circle", "a big blue square .", "a green circle : a red square", "a blue circle .")
+RECIPE = Recipe(
+    optimizer_steps=NUM_UPDATES,
+    batch_size=2,
+    accumulation=2,
+    learning_rate=1e-3,
+    warmup_steps=3,
+    weight_decay=0.02,
+    betas=(0.9, 0.95),
+    clip_norm=1.0,
+    i2t_weight=0.5,
+    text_dropout=0.2,
+    precision="fp32",
+)
+
+
+def picture(index: int) -> Image.Image:
+    """Draw a picture that depends on its index alone."""
+    rng = torch.Generator().manual_seed(index)
+    coarse = torch.randint(256, (6, 6, 3), generator=rng, dtype=torch.uint8)
+    return Image.fromarray(coarse.repeat_interleave(8, 0).repeat_interleave(8, 1).numpy())
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A few captioned pictures."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> GenerationSample:
+        return GenerationSample(f"picture-{index}", picture(index), CAPTIONS[index % len(CAPTIONS)])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A few pictures with dialogues."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> InstructionSample:
+        turns = (Turn("what is it ?", "a red circle"), Turn("is it big ?", "yes" if index % 2 else "no"))
+        return InstructionSample(f"dialogue-{index}", picture(100 + index), turns[: 1 + index % 2])
+
+
+def micro(family: str, folder: Path) -> Backbone:
+    """Build a family's micro model in float64."""
+    module = importlib.import_module(f"{family}_tiny")
+    build: Callable[..., Any] = getattr(module, f"tiny_{family}")
+    backbone: Backbone = build(folder).double()
+    prepare = backbone.image_transform
+
+    def exact(purpose: str) -> Callable[..., torch.Tensor]:
+        transform = prepare(purpose)
+        return lambda image, rng: transform(image, rng).double()
+
+    backbone.image_transform = exact
+    return backbone
+
+
+def trace(task: TrainTask, family: str, folder: Path, **changes: Any) -> list[list[float]]:
+    """Return joint loss and gradient norm of each update."""
+    assert task.method is not None
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    backbone = micro(family, folder)
+    backbone.realise(Realisation(attention=task.attention, hint_slot=task.hint_slot))
+    recipe = replace(RECIPE, **({"i2t_weight": 0.0} if family == "openuni" else {}), **changes)
+    found: list[list[float]] = []
+    with doubled():
+        train(
+            backbone,
+            task.method,
+            recipe=recipe,
+            generation=Captioned(),
+            instruction=None if family == "openuni" else Asked(),
+            directory=folder / "train",
+            seed=0,
+            report=lambda report: found.append([report.loss, report.grad_norm]),
+            checkpoint_seconds=1e9,
+        )
+    return found
+
+
+METHODS = ("sft", "reca", "segros", "drop-loss")
+REMEDY = "run pytest tests/regression --record in one process"
+RECORDED = Path(__file__).parent / "traces.json"
+BOUND = 1e-8
+"""Largest relative difference. Float64 rounds at 1e-16; 20 updates enlarge that to 1e-12 at most on two instruction
+sets, so that the bound leaves four digits for other processors and is far below what any change of an equation does."""
+
+
+def versions(task: TrainTask, family: str) -> dict[str, int]:
+    """Return the declared versions that a trace belongs to."""
+    config = type(importlib.import_module(f"{family}_tiny").CONFIG)
+    return {"method": type(task.method).version, "family": config.version}  # type: ignore[union-attr]
+
+
+def largest_difference(found: list[list[float]], recorded: list[list[float]]) -> float:
+    """Return the largest relative difference of two traces of one length."""
+    pairs = [(x, y) for row, other in zip(found, recorded, strict=True) for x, y in zip(row, other, strict=True)]
+    return max(abs(x - y) / abs(y) for x, y in pairs)
+
+
+def verdict(name: str, found: dict[str, Any], recorded: dict[str, Any] | None) -> str:
+    """Return what is wrong with a trace, empty where nothing is.
+
+    Args:
+        name: Method and family.
+        found: Its `versions` and `trace`.
+        recorded: The same as recorded; None where nothing is.
+    """
+    if recorded is None:
+        return f"{name} is not recorded: {REMEDY}."
+    if found["versions"] != recorded["versions"]:
+        return f"{name} was recorded for {recorded['versions']}, now {found['versions']}: {REMEDY}."
+    apart = largest_difference(found["trace"], recorded["trace"])
+    if apart <= BOUND:
+        return ""
+    return (
+        f"{name} trains to other losses, {apart:.1e} away at most, under the same versions {found['versions']}. "
+        f"Mend it; or, where numbers are meant to move, raise the version of what moves them and {REMEDY}."
+    )
