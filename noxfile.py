@@ -41,7 +41,7 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, all but the goldens; a file stays with one worker, because its tests share what it loads."""
     workers = str(min(os.cpu_count() or 1, 8))
-    aside = ("--ignore=tests/golden", "--ignore=tests/judge", "--ignore=tests/mmdet")
+    aside = [f"--ignore=tests/{name}" for name in ("golden", "judge", "mmdet", "rehearsal")]
     run(session, "pytest", *aside, "-n", workers, "--dist=loadfile", *session.posargs)
 
 
@@ -58,6 +58,12 @@ def judge(session: nox.Session) -> None:
 def parity(session: nox.Session) -> None:
     """Compare with the numbers of the original code; `-- --golden DIR` takes another set."""
     run(session, "pytest", "tests/golden", *session.posargs)
+
+
+@nox.session(default=False, **PROJECT)
+def rehearsal(session: nox.Session) -> None:
+    """Count the memory of every full-size training, without a device."""
+    run(session, "pytest", "tests/rehearsal", *session.posargs)
 
 
 @nox.session(**PROJECT)

@@ -13,7 +13,7 @@ import copy
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,16 @@ if TYPE_CHECKING:
     from segros_train.methods import Method
     from segros_train.types import Checkpointing, Recipe
 
-__all__ = ["Choice", "Count", "choose_checkpointing", "counting", "fake_twin", "fitting", "training_peak"]
+__all__ = [
+    "Choice",
+    "Count",
+    "OverLimitError",
+    "choose_checkpointing",
+    "counting",
+    "fake_twin",
+    "fitting",
+    "training_peak",
+]
 
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "blocks", "all")
 """From the fastest to the one that takes least memory."""
@@ -107,10 +116,15 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
     return torch.native_dropout(x, p, True)[0] if training and p > 0 else x
 
 
+class OverLimitError(Exception):
+    """Say that more stands than was allowed; nothing further is counted."""
+
+
 class Count(TorchDispatchMode):
     """Run operators on fake tensors and count the storages that stand.
 
     Attributes:
+        limit: Bytes above which counting ends with an `OverLimitError`.
         live: Bytes that stand now.
         peak: Most bytes that stood at once.
     """
@@ -119,6 +133,7 @@ class Count(TorchDispatchMode):
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.live = self.peak = 0
+        self.limit = math.inf
         self._seen: dict[int, weakref.ref[Any]] = {}
 
     def keep(self, tensor: Tensor) -> None:
@@ -136,6 +151,8 @@ class Count(TorchDispatchMode):
         self._seen[key] = weakref.ref(storage, freed)
         self.live += size
         self.peak = max(self.peak, self.live)
+        if self.live > self.limit:
+            raise OverLimitError(f"{self.live} bytes stand, {self.limit} were allowed.")
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Make a fake tensor, counted."""
@@ -220,15 +237,20 @@ def fake_twin(module: nn.Module, count: Count) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def training_peak(backbone: Backbone, method: Method, recipe: Recipe) -> int:
+def training_peak(backbone: Backbone, method: Method, recipe: Recipe, *, limit: float = math.inf) -> int:
     """Return the most bytes that stand during one micro-step, losses taken back one after the other.
 
     Args:
         backbone: Any built backbone, on any device or none; it is left as it is.
         method: What decides the supervision.
         recipe: Its micro-batch and `checkpointing` count, None as `"none"`; its precision is taken to be bf16.
+        limit: Bytes that are too many, so that counting need not go on.
+
+    Raises:
+        OverLimitError: If more than `limit` stand.
     """
     with counting() as count:
+        count.limit = limit - CONTEXT_BYTES
         twin: Any = fake_twin(backbone, count).train()
         twin.set_checkpointing(recipe.checkpointing or "none")
         trained = [p for p in twin.parameters() if p.requires_grad]
@@ -270,15 +292,17 @@ def choose_checkpointing(backbone: Backbone, method: Method, recipe: Recipe, *, 
     Raises:
         PrerequisiteError: If even recomputing all that can be takes more.
     """
-    peak = 0
     for checkpointing in CHECKPOINTING:
-        peak = training_peak(backbone, method, replace(recipe, checkpointing=checkpointing))
-        if peak <= SHARE * capacity:
+        with suppress(OverLimitError):
+            peak = training_peak(backbone, method, replace(recipe, checkpointing=checkpointing), limit=SHARE * capacity)
             return Choice(checkpointing, peak)
+    ways = (
+        f"--set recipe.batch_size={max(1, recipe.batch_size // 2)} --set recipe.accumulation={2 * recipe.accumulation}"
+    )
     raise PrerequisiteError(
-        f"Training {backbone.card.title} at a micro-batch of {recipe.batch_size} takes about {peak / 2**30:.1f} GiB "
-        f"with everything recomputed, and the device has {capacity / 2**30:.1f}: halve it with --set recipe.batch_size="
-        f"{max(1, recipe.batch_size // 2)} --set recipe.accumulation={2 * recipe.accumulation}."
+        f"Training {backbone.card.title} at a micro-batch of {recipe.batch_size} takes more than "
+        f"{SHARE * capacity / 2**30:.1f} GiB with everything recomputed, and the device has {capacity / 2**30:.1f}: "
+        f"take {ways}."
     )
 
 
