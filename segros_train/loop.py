@@ -146,9 +146,8 @@ def _smaller(recipe: Recipe) -> str:
     if recipe.i2t_batch_size is not None:
         sizes["i2t_batch_size"] = recipe.i2t_batch_size // 2
     halved = " ".join(f"--set recipe.{name}={size}" for name, size in sizes.items())
-    ways = [halved] if all(sizes.values()) else []
-    if recipe.checkpointing not in (None, "all"):
-        ways.insert(0, "--set checkpointing=all")
+    ways = ["--set checkpointing=all"] if recipe.checkpointing in ("none", "blocks") else []
+    ways += [halved] if all(sizes.values()) else []
     return f"take {', or '.join([*ways, 'another device with --device'])}"
 
 
@@ -303,12 +302,10 @@ class _Trainer:
         )
 
     def _micro_step(self, generation: GenerationBatch, instruction: InstructionBatch | None, micro_step: int) -> Tensor:
-        """Add the gradient of one micro-step; return its joint, text-to-image and, where taken, image-to-text loss.
-
-        Each loss goes back before the next is computed, so that two graphs never stand at once.
-        """
+        """Add the gradient of one micro-step; return its joint, text-to-image and, where taken, image-to-text loss."""
+        # Each loss goes back before the next is computed, so that two graphs never stand at once.
         recipe, losses = self.recipe, []
-        tasks = [(generation, 1.0)] if instruction is None else [(generation, 1.0), (instruction, recipe.i2t_weight)]
+        tasks = [(generation, 1.0), (instruction, recipe.i2t_weight)][: 1 if instruction is None else 2]
         for batch, weight in tasks:
             syncs = batch is tasks[-1][0] and (micro_step + 1) % recipe.accumulation == 0
             with nullcontext() if syncs else self.accelerator.no_sync(self.objective):

@@ -91,7 +91,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     stub.install()
     catalog = load_catalog(cli_world.declare(tmp_path / "world"))
 
-    def load(card: Any, source: Any = None, device: str = "cpu") -> Painter:
+    def load(card: Any, **how: Any) -> Painter:
         events.append("load")
         painters.add(painter := Painter())
         return painter

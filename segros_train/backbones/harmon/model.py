@@ -7,6 +7,7 @@ Source: wusize/Harmon src/models/harmon.py @ 4eb60876
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -93,6 +94,9 @@ class HarmonModel(nn.Module):
         else:
             name = "activation_checkpointing_enable"
             getattr(self.llm, name, self.llm.gradient_checkpointing_enable)({"use_reentrant": False})
+            # It also lets embeddings require a gradient, frozen or not, and does not take that back when disabled.
+            with suppress(AttributeError):
+                self.llm.disable_input_require_grads()
 
     def train(self, mode: bool = True) -> HarmonModel:
         """Set the mode of the trainable parts; the autoencoder stays in eval mode."""
