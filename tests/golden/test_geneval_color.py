@@ -9,7 +9,7 @@ from typing import Any
 
 import open_clip
 import pytest
-import torch
+from bounds import close
 from golden_masks import decoded
 from PIL import Image
 from safetensors.torch import load_file
@@ -77,19 +77,19 @@ def test_colours_and_templates_are_the_official_ones(recorded: Mapping[str, Any]
 def test_the_columns_of_a_class_are_the_official_ones(opened: list[Case], tensors: Mapping[str, Tensor]) -> None:
     for _, case, classifier, _, _ in opened:
         expected = tensors[f"classifier.{case['classname']}"]
-        torch.testing.assert_close(classifier.columns(case["classname"]), expected, rtol=0, atol=1e-5)
+        close(classifier.columns(case["classname"]), expected)
 
 
 def test_crops_are_preprocessed_to_the_same_pixels(opened: list[Case], tensors: Mapping[str, Tensor]) -> None:
     for index, _, classifier, image, objects in opened:
         for place, pixels in enumerate(classifier.pixels(image, objects)):
-            torch.testing.assert_close(pixels[:, ::4, ::4], tensors[f"{index}.{place}.pixels_s4"], rtol=0, atol=1e-5)
+            close(pixels[:, ::4, ::4], tensors[f"{index}.{place}.pixels_s4"])
 
 
 def test_logits_and_names_are_the_official_ones(opened: list[Case], tensors: Mapping[str, Tensor]) -> None:
     for index, case, classifier, image, objects in opened:
         logits = classifier.logits(image, objects)
-        torch.testing.assert_close(logits, tensors[f"{index}.logits"], rtol=0, atol=1e-3)
+        close(logits, tensors[f"{index}.logits"])
         assert [COLORS[int(place)] for place in logits.argmax(1)] == case["colors"]
 
 
@@ -98,4 +98,4 @@ def test_crops_of_several_images_together_give_what_they_give_alone(opened: list
     groups = [(image, objects) for _, case, _, image, objects in opened if not case["options"]]
     together = classifier.grouped_logits(groups)
     for (image, objects), logits in zip(groups, together, strict=True):
-        torch.testing.assert_close(logits, classifier.logits(image, objects), rtol=0, atol=1e-4)
+        close(logits, classifier.logits(image, objects))
