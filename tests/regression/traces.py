@@ -17,7 +17,8 @@ from segros_train.data import GenerationSample, InstructionSample
 from segros_train.loop import train
 from segros_train.types import Recipe, TrainTask, Turn
 
-FAMILIES = ("harmon", "showo", "openuni")
+FAMILIES = ("showo", "openuni")
+"""Harmon is left out: its micro model magnifies the last bits of normal draws, which are the processor's, to 2e-4."""
 NUM_UPDATES = 20
 CAPTIONS = ("a red circle", "a big blue square .", "a green circle : a red square", "a blue circle .")
 RECIPE = Recipe(
@@ -107,9 +108,10 @@ def trace(task: TrainTask, family: str, folder: Path, **changes: Any) -> list[li
 METHODS = ("sft", "reca", "segros", "drop-loss")
 REMEDY = "run pytest tests/regression --record in one process"
 RECORDED = Path(__file__).parent / "traces.json"
-BOUND = 1e-8
-"""Largest relative difference. Float64 rounds at 1e-16; 20 updates enlarge that to 1e-12 at most on two instruction
-sets, so that the bound leaves four digits for other processors and is far below what any change of an equation does."""
+BOUND = 1e-5
+"""Largest relative difference. Float64 rounds at 1e-16, but weights and noise begin as float32 normal draws, whose last
+bits (6e-8) are the processor's: 6e-7 were seen between AVX-512 and plain kernels, 1e-8 at most between AVX-512 and
+AVX2. A changed equation moves a loss by far more."""
 
 
 def versions(task: TrainTask, family: str) -> dict[str, int]:
