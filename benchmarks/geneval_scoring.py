@@ -24,13 +24,13 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from segros_eval.detector import PhotoDetector
-from segros_eval.detector_colors import MODEL, ColorClassifier, named_colors
-from segros_eval.detector_masks import normalised, prepare
-from segros_eval.detector_weights import DetectorConfig, DetectorNetwork
-from segros_eval.evaluators import Detection, Sample, Tools
-from segros_eval.evaluators.geneval import GenEval
-from segros_eval.evaluators.geneval_rules import OBJECT_NAMES
+from segros_eval.benchmarks.base import Detection, Sample, Tools
+from segros_eval.benchmarks.geneval.benchmark import GenEval
+from segros_eval.benchmarks.geneval.detector.colors import MODEL, ColorClassifier, named_colors
+from segros_eval.benchmarks.geneval.detector.mask2former import PhotoDetector
+from segros_eval.benchmarks.geneval.detector.masks import normalised, prepare
+from segros_eval.benchmarks.geneval.detector.weights import DetectorConfig, DetectorNetwork
+from segros_eval.benchmarks.geneval.rules import OBJECT_NAMES
 
 SMALL = DetectorConfig(
     embed_dim=24,

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segros_eval.evaluators import JudgeRequest
-from segros_eval.evaluators.compbench_rules import srum_text
-from segros_eval.judge import JudgeClient, JudgeSettings
+from segros_eval.benchmarks.base import JudgeRequest
+from segros_eval.benchmarks.compbench.rules import srum_text
+from segros_eval.judges.client import JudgeClient, JudgeSettings
 
 IN_FLIGHT, NUM_REQUESTS = 64, 2400
 """T2I-CompBench asks once about each of 2,400 pictures, 300 prompts in each of eight categories."""

@@ -18,12 +18,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from segros_eval.evaluators import Sample, Tools
-from segros_eval.evaluators.gqa import GQA
-from segros_eval.evaluators.mme import MME
-from segros_eval.evaluators.mmmu import MMMU
-from segros_eval.evaluators.pope import POPE
-from segros_eval.evaluators.seed import SEED
+from segros_eval.benchmarks.base import Sample, Tools
+from segros_eval.benchmarks.vqa.gqa import GQA
+from segros_eval.benchmarks.vqa.mme import MME
+from segros_eval.benchmarks.vqa.mmmu import MMMU
+from segros_eval.benchmarks.vqa.pope import POPE
+from segros_eval.benchmarks.vqa.seed import SEED
 
 MOST = 20
 YES_NO = ("Yes", "No", "yes.", "No, there is no dog in the image.", "The answer is yes", "I cannot tell.", "**Yes**")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from segros_train.data.shapes import GenerationSet
+from segros_train.data.shapes.sets import GenerationSet
 
 NUM_SAMPLES = 2000
 

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 
-from segros_eval.catalog import load_catalog
-from segros_eval.cli import PASSIVE_THREADS
+from segros_eval.cli.app import PASSIVE_THREADS
+from segros_eval.pipeline.catalog import load_catalog
 
 NUM_BUSY = 2
 NUM_IMAGES = 4
@@ -23,10 +23,10 @@ BUSY = "while True: pass"
 
 def draw() -> float:
     """Return the seconds that one image takes, drawn one by one, in this process."""
-    from segros_train import backbones
+    from segros_train.backbones import loading
 
     card = load_catalog().backbones["harmon-tiny"]
-    backbone = backbones.load(card)
+    backbone = loading.load(card)
     backbone.eval()
     prompts = ["a photo of a red circle"]
     list(backbone.generate(prompts, seeds=[0], settings=card.settings))

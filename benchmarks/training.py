@@ -19,16 +19,16 @@ from segros_train.backbones.harmon.adapter import Harmon
 from segros_train.backbones.harmon.config import DiffusionConfig, HarmonConfig, LanguageConfig, MarConfig, VaeConfig
 from segros_train.backbones.harmon.model import HarmonModel, initialise
 from segros_train.backbones.harmon.prompts import HarmonTokenizer
-from segros_train.backbones.tiny import build_tokenizer
-from segros_train.checkpoint import Progress, save_checkpoint, training_state
-from segros_train.data.mixture import Share, generation_batches, instruction_batches
-from segros_train.data.shapes import GenerationSet, InstructionSet
-from segros_train.data.shapes_language import corpus
-from segros_train.data.shapes_world import IMAGE_PX
-from segros_train.loop import StepReport, train
+from segros_train.data.batches import Share, generation_batches, instruction_batches
+from segros_train.data.shapes.captions import corpus
+from segros_train.data.shapes.sets import GenerationSet, InstructionSet
+from segros_train.data.shapes.world import IMAGE_PX
 from segros_train.methods.sft import SFT
-from segros_train.objective import Objective
-from segros_train.optim import build_optimizer
+from segros_train.pretraining.tiny import build_tokenizer
+from segros_train.training.checkpoint import Progress, save_checkpoint, training_state
+from segros_train.training.loop import StepReport, train
+from segros_train.training.objective import Objective
+from segros_train.training.optim import build_optimizer
 from segros_train.types import BackboneCard, GenerationSettings, Recipe
 
 WARM_UP, MEASURED = 3, 12

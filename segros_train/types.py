@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from segros_train.methods import Method
 
 __all__ = [
     "BackboneCard",
@@ -36,7 +35,6 @@ __all__ = [
     "InstructionBatch",
     "Recipe",
     "Supervision",
-    "TrainTask",
     "Turn",
     "WeightFile",
 ]
@@ -222,7 +220,7 @@ class BackboneCard:
 
     Attributes:
         name: Name on the command line.
-        family: Sub-package of `segros_train.backbones` that realises it.
+        family: Sub-package of `segros_train.backbones.loading` that realises it.
         title: Name in tables, as the paper writes it.
         config: The family's frozen configuration.
         world: `"photo"`, or `"shapes"` for backbones of the embedded world.
@@ -327,28 +325,3 @@ class Recipe:
     def micro_steps(self) -> int:
         """Number of micro-steps of the whole run."""
         return self.optimizer_steps * self.accumulation
-
-
-@dataclass(frozen=True)
-class TrainTask:
-    """A way to fine-tune that has a name on the command line and a row in the tables.
-
-    Attributes:
-        name: Name on the command line, e.g. `"segros"`.
-        title: Name in tables, as the paper writes it, e.g. `"Ours"`.
-        method: What decides the supervision; None trains nothing (the paper's "w/o SFT").
-        attention: Attention over the image block in training and sampling (paper section 8.2, or the backbone's).
-        hint_slot: Where hints stand; None takes the backbone's default for the method.
-        recipe: Name of the recipe; None takes the backbone's, or from scratch its `<recipe>-<name of the task>`.
-        from_scratch: Whether to start from random weights: the pretraining of a tiny backbone.
-        paper: Reference of the published numbers, e.g. `"Table 1"`.
-    """
-
-    name: str
-    title: str
-    method: Method | None
-    attention: Literal["paper", "native"] = "native"
-    hint_slot: Literal["prefix", "user"] | None = None
-    recipe: str | None = None
-    from_scratch: bool = False
-    paper: str = ""

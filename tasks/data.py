@@ -1,6 +1,6 @@
 """Training data (the paper's two sets, and the embedded world) and the official files of benchmarks."""
 
-from segros_eval.fetch import BenchmarkData, HubFiles, PinnedFile, Sheet
+from segros_eval.benchmarks.fetch import BenchmarkData, HubFiles, PinnedFile, Sheet
 from segros_train.types import DataCard
 
 shapes = DataCard(

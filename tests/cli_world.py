@@ -60,7 +60,7 @@ RECIPES = {"micro": Recipe(optimizer_steps=2, batch_size=2, warmup_steps=1)}
 METHODS = """
 from segros_train.methods.segros import SeGroS
 from segros_train.methods.sft import SFT
-from segros_train.types import TrainTask
+from segros_train.method import TrainTask
 
 none = TrainTask(name="none", title="w/o SFT", method=None)
 sft = TrainTask(name="sft", title="SFT", method=SFT())
@@ -74,8 +74,8 @@ from .methods import segros
 no_noise = replace(segros, name="segros-noise-0", title="Ours, no noise")
 """
 EVALUATORS = """
-from segros_eval.evaluators import EvalTask
-from segros_eval.evaluators.geneval import GenEval
+from segros_eval.benchmarks.base import EvalTask
+from segros_eval.benchmarks.geneval.benchmark import GenEval
 
 geneval = EvalTask(
     name="geneval",
@@ -143,10 +143,10 @@ def build(folder: Path) -> World:
     """Declare the world below `folder` and write its weights."""
     import torch
 
-    from segros_eval.catalog import load_catalog
+    from segros_eval.pipeline.catalog import load_catalog
     from segros_train.backbones.harmon.model import HarmonModel, initialise
-    from segros_train.backbones.tiny import build_tokenizer
-    from segros_train.data.shapes_language import corpus
+    from segros_train.data.shapes.captions import corpus
+    from segros_train.pretraining.tiny import build_tokenizer
 
     world = World(folder)
     card = load_catalog(declare(folder)).backbones["micro"]

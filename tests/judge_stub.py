@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from segros_eval.judge_server import VLLM_VERSION
+from segros_eval.judges.vllm_server import VLLM_VERSION
 
 SERVER = '''#!{python}
 """Serves what a judge's client asks for, with a worker of its own in its group; `stubborn` ignores a request to end."""

@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from segros_eval.evaluators.categories import options_of
-from segros_eval.pictures import ScenePicture
-from segros_train.data.shapes_questions import SETS, ShapesQuestion
+from segros_eval.benchmarks.vqa.categories import options_of
+from segros_eval.benchmarks.vqa.pictures import ScenePicture
+from segros_train.data.shapes.questions import SETS, ShapesQuestion
 
 SIZES = {"mme": 2, "pope": 2, "gqa": 3, "mmmu": 5, "seed": 2}
 FORMS: dict[str, tuple[str, ...]] = {

@@ -48,7 +48,7 @@ def arguments(command: str, folder: Path) -> list[str]:
 
 
 def run_segros(command: str, folder: Path) -> None:
-    from segros_eval.cli import app
+    from segros_eval.cli.app import app
 
     words = arguments(command, folder)
     fewer = () if "--dry-run" in words else FEWER.get(words[0], ())
@@ -83,7 +83,7 @@ def test_continuous_integration_runs_the_check_of_the_readme() -> None:
 
 
 def test_the_first_command_trains_every_method_of_the_papers_main_table() -> None:
-    from segros_eval.catalog import load_catalog
+    from segros_eval.pipeline.catalog import load_catalog
 
     words = arguments(commands()[0], ROOT)
     assert tuple(words[words.index("--method") + 1].split(",")) == load_catalog(ROOT / "tasks").main_methods

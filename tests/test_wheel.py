@@ -82,14 +82,17 @@ def test_the_command_runs_in_an_empty_folder_and_lists_what_is_declared(installa
 @pytest.mark.parametrize(
     "expression",
     [
-        "segros_eval.catalog.find_tasks() / 'backbones.py'",
-        "segros_eval.reference.default_reference()",
-        "segros_train.backbones.SHIPPED_WEIGHTS / 'harmon-tiny' / 'config.json'",
-        "segros_train.backbones.SHIPPED_WEIGHTS / 'harmon-tiny' / 'model.safetensors'",
+        "segros_eval.pipeline.catalog.find_tasks() / 'backbones.py'",
+        "segros_eval.reporting.published.default_reference()",
+        "segros_train.backbones.common.weights.SHIPPED_WEIGHTS / 'harmon-tiny' / 'config.json'",
+        "segros_train.backbones.common.weights.SHIPPED_WEIGHTS / 'harmon-tiny' / 'model.safetensors'",
     ],
 )
 def test_the_wheel_brings_its_own_files(installation: Installation, expression: str) -> None:
-    code = f"import segros_eval.catalog, segros_eval.reference, segros_train.backbones; print({expression})"
+    code = (
+        f"import segros_eval.pipeline.catalog, segros_eval.reporting.published, "
+        f"segros_train.backbones.common.weights; print({expression})"
+    )
     path = Path(installation.run("python", "-c", code).strip())
     assert path.is_relative_to(installation.environment)
     assert path.is_file()
@@ -97,7 +100,7 @@ def test_the_wheel_brings_its_own_files(installation: Installation, expression: 
 
 def test_a_shipped_model_is_read_without_a_download(installation: Installation) -> None:
     code = (
-        "from segros_eval.catalog import load_catalog; from segros_train.backbones import load;"
+        "from segros_eval.pipeline.catalog import load_catalog; from segros_train.backbones.loading import load;"
         "print(type(load(load_catalog().backbones['harmon-tiny'])).__name__)"
     )
     assert installation.run("python", "-c", code).strip() == "Harmon"

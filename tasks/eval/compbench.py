@@ -1,7 +1,7 @@
 """T2I-CompBench: attributes, relations and numbers with the right objects, scored by a judge."""
 
-from segros_eval.evaluators import EvalTask
-from segros_eval.evaluators.compbench import CompBench
+from segros_eval.benchmarks.base import EvalTask
+from segros_eval.benchmarks.compbench.benchmark import CompBench
 
 COMP_BENCH = EvalTask(
     name="compbench",

@@ -1,7 +1,7 @@
 """DPG-Bench: all that a long prompt tells of, question by question."""
 
-from segros_eval.evaluators import EvalTask
-from segros_eval.evaluators.dpgbench import DPGBench
+from segros_eval.benchmarks.base import EvalTask
+from segros_eval.benchmarks.dpgbench.benchmark import DPGBench
 
 DPG_BENCH = EvalTask(
     name="dpgbench",

@@ -1,7 +1,7 @@
 """GenEval: objects, counts, colours and positions in drawn images."""
 
-from segros_eval.evaluators import EvalTask
-from segros_eval.evaluators.geneval import GenEval
+from segros_eval.benchmarks.base import EvalTask
+from segros_eval.benchmarks.geneval.benchmark import GenEval
 
 GENEVAL = EvalTask(
     name="geneval",

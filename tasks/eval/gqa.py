@@ -1,7 +1,7 @@
 """GQA: questions about a scene, answered in a word."""
 
-from segros_eval.evaluators import EvalTask
-from segros_eval.evaluators.gqa import GQA
+from segros_eval.benchmarks.base import EvalTask
+from segros_eval.benchmarks.vqa.gqa import GQA
 
 GQA_TASK = EvalTask(
     name="gqa",

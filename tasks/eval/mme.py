@@ -1,7 +1,7 @@
 """MME: yes/no questions in fourteen categories of perception and cognition."""
 
-from segros_eval.evaluators import EvalTask
-from segros_eval.evaluators.mme import MME
+from segros_eval.benchmarks.base import EvalTask
+from segros_eval.benchmarks.vqa.mme import MME
 
 MME_TASK = EvalTask(
     name="mme",

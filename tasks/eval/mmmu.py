@@ -1,7 +1,7 @@
 """MMMU: exam questions of thirty subjects, with options or free answers."""
 
-from segros_eval.evaluators import EvalTask
-from segros_eval.evaluators.mmmu import MMMU
+from segros_eval.benchmarks.base import EvalTask
+from segros_eval.benchmarks.vqa.mmmu import MMMU
 
 MMMU_TASK = EvalTask(
     name="mmmu",

@@ -1,7 +1,7 @@
 """POPE: yes/no questions about objects that are in the picture and that are not."""
 
-from segros_eval.evaluators import EvalTask
-from segros_eval.evaluators.pope import POPE
+from segros_eval.benchmarks.base import EvalTask
+from segros_eval.benchmarks.vqa.pope import POPE
 
 POPE_TASK = EvalTask(
     name="pope",

@@ -1,7 +1,7 @@
 """SEED-Bench: questions with four options in nine dimensions of pictures."""
 
-from segros_eval.evaluators import EvalTask
-from segros_eval.evaluators.seed import SEED
+from segros_eval.benchmarks.base import EvalTask
+from segros_eval.benchmarks.vqa.seed import SEED
 
 SEED_TASK = EvalTask(
     name="seed",

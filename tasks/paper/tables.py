@@ -1,6 +1,6 @@
 """The tables of the paper as cells to run: which models, trained how, scored by what."""
 
-from segros_eval.reference import PaperTable
+from segros_eval.pipeline.paper import PaperTable
 
 MIDJOURNEY = {
     "show-o-256": "midjourney-v6",

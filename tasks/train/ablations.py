@@ -8,9 +8,9 @@ that one thing changes at a time.
 
 from functools import partial
 
+from segros_train.method import TrainTask
 from segros_train.methods.reca import Reca
 from segros_train.methods.segros import SeGroS
-from segros_train.types import TrainTask
 
 variant = partial(TrainTask, attention="paper")
 

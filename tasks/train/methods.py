@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
+from segros_train.method import TrainTask
 from segros_train.methods.reca import Reca
 from segros_train.methods.segros import SeGroS
 from segros_train.methods.sft import SFT
-from segros_train.types import TrainTask
 
 ours = SeGroS()
 

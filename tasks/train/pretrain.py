@@ -4,8 +4,8 @@ The recipe is `<backbone>-pretrain`. What is known of its time, and how the ship
 docs/harmon-tiny.md and docs/show-o-tiny.md.
 """
 
+from segros_train.method import TrainTask
 from segros_train.methods.sft import SFT
-from segros_train.types import TrainTask
 
 pretrain = TrainTask(
     name="pretrain",

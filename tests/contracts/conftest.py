@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from segros_eval.catalog import Catalog, load_catalog
+from segros_eval.pipeline.catalog import Catalog, load_catalog
 
 TASKS = Path(__file__).parents[2] / "tasks"
 

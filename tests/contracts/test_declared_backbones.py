@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from segros_eval.catalog import Catalog
+from segros_eval.pipeline.catalog import Catalog
 from segros_train.backbone import Backbone, Realisation
-from segros_train.backbones import load
-from segros_train.backbones.precision import Precision
-from segros_train.data import GenerationSample, InstructionSample
-from segros_train.data.shapes import GenerationSet, InstructionSet
+from segros_train.backbones.common.precision import Precision
+from segros_train.backbones.loading import load
+from segros_train.data.samples import GenerationSample, InstructionSample
+from segros_train.data.shapes.sets import GenerationSet, InstructionSet
 from segros_train.errors import PrerequisiteError
-from segros_train.types import BackboneCard, Checkpointing, GenerationBatch, InstructionBatch, TrainTask
+from segros_train.method import TrainTask
+from segros_train.types import BackboneCard, Checkpointing, GenerationBatch, InstructionBatch
 
 BATCH = 4
 PROMPTS = ("a photo of a red circle", "a photo of two blue squares", "a photo of a green star left of a yellow circle")
@@ -227,7 +228,7 @@ def test_images_are_decoded_a_few_at_a_time(
     for name in {"decode_latents", "decode_codes"} & set(dir(backbone.model)):
         decode = getattr(backbone.model, name)
         monkeypatch.setattr(backbone.model, name, lambda part, decode=decode: counts.append(len(part)) or decode(part))
-    monkeypatch.setattr("segros_train.backbones.images.DECODED_PX", 2 * tiny_card.image_size_px**2)
+    monkeypatch.setattr("segros_train.backbones.common.images.DECODED_PX", 2 * tiny_card.image_size_px**2)
     in_parts = list(backbone.generate(PROMPTS, seeds=(3, 4, 5), settings=settings))
     assert counts == [2, 1]
     for image, other in zip(in_parts, at_once, strict=True):
@@ -328,7 +329,7 @@ def test_missing_weights_are_named_one_by_one(
 ) -> None:
     monkeypatch.setenv("SEGROS_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    family = importlib.import_module(f"segros_train.backbones.{card.family}")
+    family = importlib.import_module(f"segros_train.backbones.{card.family}.loading")
     missing = family.missing_weights(card)
     assert len(missing) == len(card.weights)
     assert all(file.repo in line for file, line in zip(card.weights, missing, strict=True))

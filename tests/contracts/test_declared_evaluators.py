@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from segros_eval.evaluators import EvalTask, Evaluator, Sample, Score, Tools
-from segros_eval.scene import SceneReader
-from segros_eval.scene_judge import SceneJudge
-from segros_train.data.shapes import GenerationSet
+from segros_eval.benchmarks.base import EvalTask, Evaluator, Sample, Score, Tools
+from segros_eval.shapes.judge import SceneJudge
+from segros_eval.shapes.reader import SceneReader
+from segros_train.data.shapes.sets import GenerationSet
 
 SEEDS = (0, 1)
 ANSWERS = ("yes", "no", "A", "a red circle")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from segros_train.methods import Method
-from segros_train.types import Embeddings, Supervision, TrainTask
+from segros_train.method import Method, TrainTask
+from segros_train.types import Embeddings, Supervision
 
 BATCH = 3
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from segros_eval.catalog import Catalog
-from segros_eval.reference import PaperTable, load_reference
-from segros_train.backbones import FAMILIES
-from segros_train.types import BackboneCard, DataCard, TrainTask
+from segros_eval.pipeline.catalog import Catalog
+from segros_eval.pipeline.paper import PaperTable
+from segros_eval.reporting.published import load_reference
+from segros_train.backbones.loading import FAMILIES
+from segros_train.method import TrainTask
+from segros_train.types import BackboneCard, DataCard
 
 NAME = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")
 SOURCE = re.compile(r"shapes|(hub|webdataset|folder|llava):\S+")

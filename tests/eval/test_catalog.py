@@ -9,7 +9,7 @@ from pathlib import Path
 import cli_world
 import pytest
 
-from segros_eval.catalog import find_tasks, load_catalog
+from segros_eval.pipeline.catalog import find_tasks, load_catalog
 from segros_train.errors import PrerequisiteError
 
 
@@ -29,7 +29,7 @@ def test_all_methods_leaves_ablations_out(tmp_path: Path) -> None:
 def test_two_values_of_one_name_are_refused_with_both_files(tmp_path: Path) -> None:
     tasks = cli_world.declare(tmp_path)
     (tasks / "train" / "more.py").write_text(
-        "from segros_train.types import TrainTask\nagain = TrainTask(name='sft', title='SFT', method=None)\n"
+        "from segros_train.method import TrainTask\nagain = TrainTask(name='sft', title='SFT', method=None)\n"
     )
     with pytest.raises(PrerequisiteError, match=r"Two methods are called 'sft'.*methods\.py.*more\.py"):
         load_catalog(tasks)
@@ -70,7 +70,7 @@ def test_a_tasks_folder_without_backbones_is_somebody_elses(tmp_path: Path) -> N
 
 def test_reading_the_declarations_imports_no_torch_and_no_package_called_tasks() -> None:
     code = (
-        "import sys; from segros_eval.catalog import load_catalog; load_catalog(); "
+        "import sys; from segros_eval.pipeline.catalog import load_catalog; load_catalog(); "
         "print(sorted({'torch', 'transformers', 'numpy', 'tasks'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

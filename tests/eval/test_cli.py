@@ -14,7 +14,7 @@ import cli_world
 import pytest
 from typer.testing import CliRunner, Result
 
-from segros_eval import cli
+from segros_eval.cli import app
 
 Segros = Callable[..., Result]
 
@@ -30,7 +30,7 @@ def segros(world: cli_world.World, monkeypatch: pytest.MonkeyPatch) -> Segros:
     monkeypatch.chdir(world.folder)
     for name, value in (("SEGROS_HOME", str(world.folder / "home")), ("COLUMNS", "100"), ("NO_COLOR", "1")):
         monkeypatch.setenv(name, value)
-    return lambda *arguments: CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    return lambda *arguments: CliRunner().invoke(app.app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_an_interrupted_run_says_so_in_a_line(segros: Segros, monkeypatch: pytes
     def interrupt(*arguments: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("segros_eval.catalog.load_catalog", interrupt)
+    monkeypatch.setattr("segros_eval.pipeline.catalog.load_catalog", interrupt)
     done = segros("list")
     assert done.exit_code == 130 and len(done.stderr.strip().splitlines()) == 1
 
@@ -237,7 +237,7 @@ def test_a_failed_cell_ends_with_one_and_a_line_in_the_table(
     def fail(*arguments: Any) -> Any:
         raise PrerequisiteError("the loss is not finite at update 7")
 
-    monkeypatch.setattr("segros_eval.runner.train_stage", fail)
+    monkeypatch.setattr("segros_eval.pipeline.runner.train_stage", fail)
     done = segros(
         "run", "--method", "sft,none", "--backbone", "micro", "--eval", "geneval", "--out", tmp_path, "--limit", 6
     )
@@ -247,6 +247,6 @@ def test_a_failed_cell_ends_with_one_and_a_line_in_the_table(
 
 def test_a_table_of_the_paper_is_planned_for_any_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(cli.app, ["paper", "table-1", "--backbone", "harmon-0.5b", "--dry-run"])
+    done = CliRunner().invoke(app.app, ["paper", "table-1", "--backbone", "harmon-0.5b", "--dry-run"])
     assert done.exit_code == 0, done.stderr
     assert "4 models" in done.stdout and "harmon_0.5b.pth" in done.stdout

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from segros_eval.evaluators import JudgeReply, JudgeRequest, Sample, Score, Tools
-from segros_eval.evaluators.compbench import CompBench
-from segros_eval.evaluators.compbench_folder import read_compbench_folder
-from segros_eval.evaluators.compbench_rules import (
+from segros_eval.benchmarks.base import JudgeReply, JudgeRequest, Sample, Score, Tools
+from segros_eval.benchmarks.compbench.benchmark import CompBench
+from segros_eval.benchmarks.compbench.folder import read_compbench_folder
+from segros_eval.benchmarks.compbench.rules import (
     noun_chunks,
     parse_json_score,
     parse_srum,
@@ -23,9 +23,9 @@ from segros_eval.evaluators.compbench_rules import (
     rubric_texts,
     srum_text,
 )
-from segros_eval.scene_judge import SceneJudge
-from segros_train.data.shapes_prompts import compositional_prompts, dense_prompts, statements
-from segros_train.data.shapes_world import render, sample_scene
+from segros_eval.shapes.judge import SceneJudge
+from segros_train.data.shapes.prompts import compositional_prompts, dense_prompts, statements
+from segros_train.data.shapes.world import render, sample_scene
 from segros_train.errors import PrerequisiteError
 
 PICTURE = Image.new("RGB", (8, 8))

@@ -21,20 +21,20 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention,
 )
 
-from segros_eval import detector_colors
-from segros_eval.catalog import load_catalog
-from segros_eval.detector import PhotoDetector
-from segros_eval.detector_attention import gathered_attention
-from segros_eval.detector_colors import load_clip
-from segros_eval.detector_decoders import group_terms
-from segros_eval.detector_files import CLIP_SHA256, checked_checkpoint, detector_files
-from segros_eval.detector_masks import prepare, select_instances
-from segros_eval.detector_swin import windows
-from segros_eval.detector_weights import DetectorConfig, DetectorNetwork, read_checkpoint
-from segros_eval.evaluators.geneval import GenEval
-from segros_eval.judges import Judges
-from segros_eval.store import read_image
-from segros_eval.toolbox import missing_tool, open_tools
+from segros_eval.benchmarks.geneval.benchmark import GenEval
+from segros_eval.benchmarks.geneval.detector import colors
+from segros_eval.benchmarks.geneval.detector.attention import gathered_attention
+from segros_eval.benchmarks.geneval.detector.colors import load_clip
+from segros_eval.benchmarks.geneval.detector.decoders import group_terms
+from segros_eval.benchmarks.geneval.detector.files import CLIP_SHA256, checked_checkpoint, detector_files
+from segros_eval.benchmarks.geneval.detector.mask2former import PhotoDetector
+from segros_eval.benchmarks.geneval.detector.masks import prepare, select_instances
+from segros_eval.benchmarks.geneval.detector.swin import windows
+from segros_eval.benchmarks.geneval.detector.weights import DetectorConfig, DetectorNetwork, read_checkpoint
+from segros_eval.benchmarks.images import read_image
+from segros_eval.pipeline.catalog import load_catalog
+from segros_eval.pipeline.judges import Judges
+from segros_eval.pipeline.tools import missing_tool, open_tools
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
 
@@ -196,9 +196,7 @@ def test_openais_archive_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     clip = open_clip.CLIP(**sizes, quick_gelu=True)
     names = {**clip.state_dict(), "input_resolution": torch.tensor(64), "context_length": torch.tensor(8)}
     torch.jit.save(torch.jit.script(_Archive(names)), tmp_path / "clip.pt")
-    monkeypatch.setattr(
-        detector_colors.open_clip, "create_model", lambda name: open_clip.CLIP(**sizes, quick_gelu=True)
-    )
+    monkeypatch.setattr(colors.open_clip, "create_model", lambda name: open_clip.CLIP(**sizes, quick_gelu=True))
     loaded = load_clip(tmp_path / "clip.pt", sha256=file_sha256(tmp_path / "clip.pt")).state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in clip.state_dict().items())
     (tmp_path / "clip.pt").write_bytes(b"no archive")

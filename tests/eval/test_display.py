@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from segros_eval.display import show_outcomes, show_result
-from segros_eval.evaluators import Interval, Result
-from segros_eval.reference import load_reference
-from segros_eval.runner import Outcome
+from segros_eval.benchmarks.base import Interval, Result
+from segros_eval.pipeline.runner import Outcome
+from segros_eval.reporting.published import load_reference
+from segros_eval.reporting.terminal import show_outcomes, show_result
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 METHODS = {"none": "w/o SFT", "segros": "Ours", "drop-loss": "Ours (drop-loss)"}

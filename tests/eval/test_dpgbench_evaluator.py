@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segros_eval.evaluators import JudgeReply, JudgeRequest, Sample, Score, Tools
-from segros_eval.evaluators.dpgbench import DPGBench
-from segros_eval.evaluators.dpgbench_folder import read_dpgbench_folder
-from segros_eval.evaluators.dpgbench_rules import Answered, Question, read_graphs, score_picture, summarise
+from segros_eval.benchmarks.base import JudgeReply, JudgeRequest, Sample, Score, Tools
+from segros_eval.benchmarks.dpgbench.benchmark import DPGBench
+from segros_eval.benchmarks.dpgbench.folder import read_dpgbench_folder
+from segros_eval.benchmarks.dpgbench.rules import Answered, Question, read_graphs, score_picture, summarise
 from segros_train.errors import PrerequisiteError
 
 CHAIN = (

@@ -11,8 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from segros_eval import explain as module
-from segros_eval.explain import caption_strip, corrupted_panel, explain, heat_panel, hints_panel, render_explanation
+from segros_eval.reporting import explain as module
+from segros_eval.reporting.explain import (
+    caption_strip,
+    corrupted_panel,
+    explain,
+    heat_panel,
+    hints_panel,
+    render_explanation,
+)
 from segros_train.errors import PrerequisiteError
 from segros_train.methods.grounding import grounding
 from segros_train.methods.reca import Reca

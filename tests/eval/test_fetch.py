@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from segros_eval.cli import app
-from segros_eval.fetch import PinnedFile, fetch_file, file_fault
+from segros_eval.benchmarks.fetch import PinnedFile, fetch_file, file_fault
+from segros_eval.cli.app import app
 from segros_train.errors import PrerequisiteError
 
 CONTENT = bytes(range(256)) * 400

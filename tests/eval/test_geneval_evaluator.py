@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segros_eval.evaluators import Detection, Evaluator, Sample, Score, Tools
-from segros_eval.evaluators.geneval import METADATA_FILE, TAGS, GenEval, official_summary
-from segros_eval.evaluators.geneval_rules import box_iou, evaluate, keep, relative_position
-from segros_eval.scene import SceneReader
-from segros_train.data.shapes_language import caption
-from segros_train.data.shapes_world import render, sample_scene
+from segros_eval.benchmarks.base import Detection, Evaluator, Sample, Score, Tools
+from segros_eval.benchmarks.geneval.benchmark import METADATA_FILE, TAGS, GenEval, official_summary
+from segros_eval.benchmarks.geneval.rules import box_iou, evaluate, keep, relative_position
+from segros_eval.shapes.reader import SceneReader
+from segros_train.data.shapes.captions import caption
+from segros_train.data.shapes.world import render, sample_scene
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
 
@@ -51,7 +51,7 @@ def test_geneval_keeps_the_contract_of_an_evaluator() -> None:
 
 
 def test_declaring_geneval_imports_neither_torch_nor_numpy() -> None:
-    code = "import sys, segros_eval.evaluators.geneval; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    code = "import sys, segros_eval.benchmarks.geneval.benchmark; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

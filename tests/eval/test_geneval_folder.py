@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from segros_eval.evaluators import EvalTask, Sample, Score, Tools
-from segros_eval.evaluators.geneval import TAGS, GenEval
-from segros_eval.evaluators.geneval_folder import official_row, read_geneval_folder, write_geneval_folder
-from segros_eval.scene import SceneReader
-from segros_eval.score import score_folder
-from segros_eval.store import ImageStore, result_from_json, result_to_json
-from segros_train.data.shapes_world import render, sample_scene
+from segros_eval.benchmarks.base import EvalTask, Sample, Score, Tools
+from segros_eval.benchmarks.geneval.benchmark import TAGS, GenEval
+from segros_eval.benchmarks.geneval.folder import official_row, read_geneval_folder, write_geneval_folder
+from segros_eval.pipeline.score import score_folder
+from segros_eval.pipeline.store import ImageStore, result_from_json, result_to_json
+from segros_eval.shapes.reader import SceneReader
+from segros_train.data.shapes.world import render, sample_scene
 from segros_train.errors import PrerequisiteError
 from segros_train.types import GenerationSettings
 

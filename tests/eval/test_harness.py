@@ -12,11 +12,11 @@ from typing import Any, cast
 import pytest
 from question_files import asked, write_files
 
-from segros_eval.evaluators import Tools
-from segros_eval.evaluators.harness import LmmsTask, harness_task
-from segros_eval.evaluators.pope import POPE
-from segros_eval.respond import BatchSize, answer_questions
-from segros_eval.store import AnswerStore
+from segros_eval.benchmarks.base import Tools
+from segros_eval.benchmarks.lmms_eval import LmmsTask, harness_task
+from segros_eval.benchmarks.vqa.pope import POPE
+from segros_eval.pipeline.generate import BatchSize, answer_questions
+from segros_eval.pipeline.store import AnswerStore
 from segros_train.backbone import Backbone
 from segros_train.errors import PrerequisiteError
 
@@ -47,7 +47,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def run_task(name: str, folder: Path) -> None:
-    from segros_eval.harness import run_harness
+    from segros_eval.pipeline.lmms_eval import run_harness
 
     store = partial(AnswerStore, folder / "answers.jsonl", backbone_key="k")
     run_harness(cast(Backbone, Wavering()), LmmsTask(name), store=store, batch_size=1)
@@ -55,7 +55,7 @@ def run_task(name: str, folder: Path) -> None:
 
 @needs_harness
 def test_pope_of_lmms_eval_equals_our_protocol_of_that_name_and_is_not_asked_twice(tmp_path: Path) -> None:
-    from segros_eval.harness import run_harness
+    from segros_eval.pipeline.lmms_eval import run_harness
 
     data = tmp_path / "data"
     write_files(data, "pope", "hub")
@@ -92,7 +92,7 @@ def test_pope_of_lmms_eval_equals_our_protocol_of_that_name_and_is_not_asked_twi
 def test_the_command_runs_a_task_of_lmms_eval_on_a_backbone_in_our_schema(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from segros_eval.cli import app
+    from segros_eval.cli.app import app
 
     write_files(tmp_path / "data", "pope", "hub")
     arguments = ["run", "--method", "none", "--backbone", "harmon-tiny", "--eval", "lmms:pope", "--json"]
@@ -119,7 +119,7 @@ def test_a_task_that_lmms_eval_does_not_have_is_named(tmp_path: Path) -> None:
 
 
 def test_without_lmms_eval_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("segros_eval.evaluators.harness.lmms_version", lambda: None)
+    monkeypatch.setattr("segros_eval.benchmarks.lmms_eval.lmms_version", lambda: None)
     with pytest.raises(PrerequisiteError, match=r"pip install segros\[lmms\]"):
         run_task("pope", tmp_path)
 

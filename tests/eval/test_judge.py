@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from segros_eval import judge as judge_module
-from segros_eval.evaluators import JudgeRequest
-from segros_eval.evaluators.compbench_rules import SCORE_SCHEMA
-from segros_eval.judge import JudgeClient, JudgeSettings
-from segros_eval.judge_pictures import encoded
-from segros_eval.judges import Judges
+from segros_eval.benchmarks.base import JudgeRequest
+from segros_eval.benchmarks.compbench.rules import SCORE_SCHEMA
+from segros_eval.judges import client as judge_module
+from segros_eval.judges.client import JudgeClient, JudgeSettings
+from segros_eval.judges.images import encoded
+from segros_eval.pipeline.judges import Judges
 from segros_train.errors import PrerequisiteError
 
 FAST = JudgeSettings(max_in_flight=8, max_attempts=4, first_wait_seconds=0.01, longest_wait_seconds=0.02)

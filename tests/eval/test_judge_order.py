@@ -13,13 +13,15 @@ import pytest
 from judge_stub import StubJudge
 from PIL import Image
 
-from segros_eval import judge_flags, judge_server, scoring
-from segros_eval.catalog import load_catalog
-from segros_eval.evaluators import EvalTask, JudgeRequest, Sample, Score, Tools
-from segros_eval.plan import Request, RunPlan, make_plan
-from segros_eval.progress import Silent
-from segros_eval.runner import run_plan
-from segros_train import backbones
+from segros_eval.benchmarks.base import EvalTask, JudgeRequest, Sample, Score, Tools
+from segros_eval.judges import flags as judge_flags
+from segros_eval.judges import vllm_server
+from segros_eval.pipeline import scoring
+from segros_eval.pipeline.catalog import load_catalog
+from segros_eval.pipeline.plan import Request, RunPlan, make_plan
+from segros_eval.pipeline.progress import Silent
+from segros_eval.pipeline.runner import run_plan
+from segros_train.backbones import loading
 from segros_train.errors import PrerequisiteError
 
 GIB = 2**30
@@ -86,7 +88,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.setenv("SEGROS_HOME", str(tmp_path))
     monkeypatch.delenv("SEGROS_JUDGE", raising=False)
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(judge_server, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(vllm_server, "GRACE_SECONDS", 0.5)
     stub, events, painters = StubJudge(tmp_path), [], weakref.WeakSet[Painter]()
     stub.install()
     catalog = load_catalog(cli_world.declare(tmp_path / "world"))
@@ -96,7 +98,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         painters.add(painter := Painter())
         return painter
 
-    def start(self: judge_server.JudgeServer) -> str:
+    def start(self: vllm_server.JudgeServer) -> str:
         starts = len(stub.starts())
         base = real_start(self)
         if len(stub.starts()) > starts:
@@ -123,10 +125,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         ]
         return dataclasses.replace(made, stages=tuple(photo))
 
-    real_start, real_score = judge_server.JudgeServer.start, scoring.score_responses
-    monkeypatch.setattr(backbones, "load", load)
-    monkeypatch.setattr(judge_server.JudgeServer, "start", start)
-    monkeypatch.setattr("segros_eval.runner.score_responses", score)
+    real_start, real_score = vllm_server.JudgeServer.start, scoring.score_responses
+    monkeypatch.setattr(loading, "load", load)
+    monkeypatch.setattr(vllm_server.JudgeServer, "start", start)
+    monkeypatch.setattr("segros_eval.pipeline.runner.score_responses", score)
     yield Run(stub, plan, events)
 
 

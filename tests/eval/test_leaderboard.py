@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from segros_eval.evaluators import Interval, Result
-from segros_eval.leaderboard import (
+from segros_eval.benchmarks.base import Interval, Result
+from segros_eval.pipeline.store import write_result
+from segros_eval.reporting.leaderboard import (
     BEGIN,
     END,
     check_rendered,
@@ -22,9 +23,8 @@ from segros_eval.leaderboard import (
     render_summary,
     write_rendered,
 )
-from segros_eval.reference import Reference, default_reference, load_reference
-from segros_eval.standings import build_standings
-from segros_eval.store import write_result
+from segros_eval.reporting.measured import build_standings
+from segros_eval.reporting.published import Reference, default_reference, load_reference
 from segros_train.errors import PrerequisiteError
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")

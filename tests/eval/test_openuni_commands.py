@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from segros_eval import cli
-from segros_eval.catalog import load_catalog
+from segros_eval.cli import app
+from segros_eval.pipeline.catalog import load_catalog
 from segros_train.backbone import Realisation
 from segros_train.backbones.openuni.model import OpenUniModel
-from segros_train.data.shapes import GenerationSet
+from segros_train.data.shapes.sets import GenerationSet
 from segros_train.files import write_json
 
 TASKS = Path(__file__).parents[2] / "tasks"
@@ -31,7 +31,8 @@ NUM_PICTURES = 6
 NUM_ENCODED = 40
 PICTURES = '\npictures = DataCard(name="pictures", world="shapes", generation="folder:pictures")\n'
 ENCODE_IN_PAIRS = (
-    "from segros_train.data import latents\nlatents.SHARD_ITEMS = 2\nfrom segros_eval.cli import main\nmain()"
+    "from segros_train.data import latent_cache as latents\nlatents.SHARD_ITEMS = 2\nfrom segros_eval.cli import "
+    "main\nmain()"
 )
 Segros = Callable[..., Result]
 
@@ -51,7 +52,7 @@ def segros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Segros:
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     for name, value in (("SEGROS_HOME", str(tmp_path / "home")), ("COLUMNS", "100"), ("NO_COLOR", "1")):
         monkeypatch.setenv(name, value)
-    return lambda *arguments: CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    return lambda *arguments: CliRunner().invoke(app.app, [str(argument) for argument in arguments])
 
 
 def train(segros: Segros, method: str) -> Result:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from segros_eval.catalog import Catalog, load_catalog
-from segros_eval.evaluators import Result
-from segros_eval.leaderboard import render
-from segros_eval.plan import Request, RunPlan, make_plan
-from segros_eval.preflight import check_plan
-from segros_eval.reference import load_reference
+from segros_eval.benchmarks.base import Result
+from segros_eval.pipeline.catalog import Catalog, load_catalog
+from segros_eval.pipeline.plan import Request, RunPlan, make_plan
+from segros_eval.pipeline.preflight import check_plan
+from segros_eval.reporting.leaderboard import render
+from segros_eval.reporting.published import load_reference
 
 TASKS = Path(__file__).parents[2] / "tasks"
 

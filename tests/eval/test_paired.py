@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segros_eval.evaluators import Result, Score
-from segros_eval.evaluators.categories import SPLITS
-from segros_eval.evaluators.mme import MME
-from segros_eval.evaluators.pope import POPE
-from segros_eval.fingerprint import plain
-from segros_eval.paired import paired_headlines
+from segros_eval.benchmarks.base import Result, Score
+from segros_eval.benchmarks.vqa.categories import SPLITS
+from segros_eval.benchmarks.vqa.mme import MME
+from segros_eval.benchmarks.vqa.pope import POPE
+from segros_eval.pipeline.keys import plain
+from segros_eval.reporting.paired import paired_headlines
 
 NAMES = ("count", "color", "code_reasoning")
 

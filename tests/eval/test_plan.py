@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segros_eval.catalog import Catalog, load_catalog
-from segros_eval.fingerprint import plain
-from segros_eval.overrides import apply_overrides, parse_override, parse_value
-from segros_eval.plan import Request, RunPlan, make_plan
+from segros_eval.pipeline.catalog import Catalog, load_catalog
+from segros_eval.pipeline.keys import plain
+from segros_eval.pipeline.overrides import apply_overrides, parse_override, parse_value
+from segros_eval.pipeline.plan import Request, RunPlan, make_plan
 from segros_train.errors import PrerequisiteError
 from segros_train.methods.segros import SeGroS
 from segros_train.types import Recipe

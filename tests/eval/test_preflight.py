@@ -9,10 +9,10 @@ from typing import Any
 import cli_world
 import pytest
 
-from segros_eval import preflight
-from segros_eval.catalog import Catalog, load_catalog
-from segros_eval.plan import Request, RunPlan, Stage, make_plan
-from segros_eval.preflight import Problem, check_device, check_plan, damaged, estimate, located, missing_data
+from segros_eval.pipeline import preflight
+from segros_eval.pipeline.catalog import Catalog, load_catalog
+from segros_eval.pipeline.plan import Request, RunPlan, Stage, make_plan
+from segros_eval.pipeline.preflight import Problem, check_device, check_plan, damaged, estimate, located, missing_data
 from segros_train.types import DataCard
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from question_files import FORMS, SIZES, asked, png, same_picture, write_files, write_parquet, write_tsv
 
-from segros_eval.catalog import load_catalog
-from segros_eval.evaluators.mme import MME
-from segros_eval.evaluators.pope import POPE
-from segros_eval.fetch import HubFiles, fetch_hub, hub_commit
-from segros_eval.pictures import ScenePicture, open_picture
-from segros_eval.question_check import check_questions
-from segros_eval.question_data import Question, question_set
+from segros_eval.benchmarks.fetch import HubFiles, fetch_hub, hub_commit
+from segros_eval.benchmarks.vqa.check import check_questions
+from segros_eval.benchmarks.vqa.data import Question, question_set
+from segros_eval.benchmarks.vqa.mme import MME
+from segros_eval.benchmarks.vqa.pictures import ScenePicture, open_picture
+from segros_eval.benchmarks.vqa.pope import POPE
+from segros_eval.pipeline.catalog import load_catalog
 from segros_train.errors import PrerequisiteError
 
 FIELDS = {

@@ -12,19 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segros_eval.clusters import bootstrap_counts, clustered_interval, clustered_stderr, mean_stderr
-from segros_eval.evaluators import Sample, Score, Tools
-from segros_eval.evaluators.categories import SPLITS
-from segros_eval.evaluators.choices import infer_choice, lmms_letter, official_letter, open_readings
-from segros_eval.evaluators.gqa import GQA
-from segros_eval.evaluators.mme import MME
-from segros_eval.evaluators.mmmu import MMMU
-from segros_eval.evaluators.pope import POPE
-from segros_eval.evaluators.questions import LETTER, WORD
-from segros_eval.evaluators.seed import SEED
-from segros_eval.evaluators.yes_no import exact, first_letters, first_sentence, whole_word
-from segros_eval.pictures import Joined
-from segros_train.data import shapes_language
+from segros_eval.benchmarks.base import Sample, Score, Tools
+from segros_eval.benchmarks.vqa.categories import SPLITS
+from segros_eval.benchmarks.vqa.choices import infer_choice, lmms_letter, official_letter, open_readings
+from segros_eval.benchmarks.vqa.gqa import GQA
+from segros_eval.benchmarks.vqa.mme import MME
+from segros_eval.benchmarks.vqa.mmmu import MMMU
+from segros_eval.benchmarks.vqa.pictures import Joined
+from segros_eval.benchmarks.vqa.pope import POPE
+from segros_eval.benchmarks.vqa.questions import LETTER, WORD
+from segros_eval.benchmarks.vqa.seed import SEED
+from segros_eval.benchmarks.vqa.yes_no import exact, first_letters, first_sentence, whole_word
+from segros_eval.statistics.clustered import bootstrap_counts, clustered_interval, clustered_stderr, mean_stderr
+from segros_train.data.shapes import captions
 
 EVALUATORS = (MME(), POPE(), GQA(), MMMU(), SEED())
 OPTIONS = {"A": "plant cell", "B": "animal cell", "C": "bacterium", "D": "virus"}
@@ -223,7 +223,7 @@ def test_a_question_about_two_pictures_shows_them_by_the_policy_that_was_chosen(
 
 
 def test_requests_for_short_answers_are_those_that_training_uses() -> None:
-    assert (WORD, LETTER) == (shapes_language.WORD, shapes_language.LETTER)
+    assert (WORD, LETTER) == (captions.WORD, captions.LETTER)
 
 
 def test_item_values_add_up_to_the_headline_where_it_is_a_mean() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cli_world
 
-from segros_eval.store import read_result
+from segros_eval.pipeline.store import read_result
 
 
 def test_two_processes_train_draw_and_score_one_run(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from segros_eval.reference import PublishedTable, Reference, default_reference, load_reference
+from segros_eval.reporting.published import PublishedTable, Reference, default_reference, load_reference
 from segros_train.errors import PrerequisiteError
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -164,7 +164,8 @@ def test_a_row_with_a_cell_too_few_is_refused(tmp_path):
 
 def test_reading_and_rendering_the_published_numbers_imports_no_torch():
     code = (
-        "import sys; from segros_eval.leaderboard import render; from segros_eval.reference import load_reference; "
+        "import sys; from segros_eval.reporting.leaderboard import render; from "
+        "segros_eval.reporting.published import load_reference; "
         "render([], load_reference(), fmt='html'); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segros_eval.compare import Contrast, compare_runs
-from segros_eval.evaluators import Interval, Result, Sample, Score
-from segros_eval.pictures import ScenePicture
-from segros_eval.report import render_comparison, render_report, write_items
-from segros_eval.statistics import Difference
-from segros_eval.store import write_result, write_scores
+from segros_eval.benchmarks.base import Interval, Result, Sample, Score
+from segros_eval.benchmarks.vqa.pictures import ScenePicture
+from segros_eval.pipeline.items import write_items
+from segros_eval.pipeline.store import write_result, write_scores
+from segros_eval.reporting.compare import Contrast, compare_runs
+from segros_eval.reporting.run_report import render_comparison, render_report
+from segros_eval.statistics.bootstrap import Difference
 from segros_train.errors import PrerequisiteError
 
 PROMPTS = 30

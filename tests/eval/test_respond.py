@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segros_eval.evaluators import Sample
-from segros_eval.pictures import ScenePicture
-from segros_eval.respond import BatchSize, Shard, answer_questions, draw_images, thin
-from segros_eval.store import AnswerStore, ImageStore
+from segros_eval.benchmarks.base import Sample
+from segros_eval.benchmarks.vqa.pictures import ScenePicture
+from segros_eval.pipeline.generate import BatchSize, Shard, answer_questions, draw_images, thin
+from segros_eval.pipeline.store import AnswerStore, ImageStore
 from segros_train.backbone import Backbone
 from segros_train.errors import MemoryShortageError
 from segros_train.types import GenerationSettings

@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from segros_eval import fingerprint
-from segros_eval.evaluators.geneval import GenEval
-from segros_eval.evaluators.pope import POPE
-from segros_eval.reuse import Code, begin, changed, code_of, evaluation_modules, read_code, training_modules, write_code
+from segros_eval.benchmarks.geneval.benchmark import GenEval
+from segros_eval.benchmarks.vqa.pope import POPE
+from segros_eval.pipeline import keys
+from segros_eval.pipeline.reuse import (
+    Code,
+    begin,
+    changed,
+    code_of,
+    evaluation_modules,
+    read_code,
+    training_modules,
+    write_code,
+)
 from segros_train.methods.segros import SeGroS
 from segros_train.methods.sft import SFT
 
@@ -50,11 +59,11 @@ def test_a_closure_holds_the_method_the_family_and_their_readers_and_no_other_fa
         "segros_train.methods.segros",
         "segros_train.methods.grounding",
         "segros_train.equations",
-        "segros_train.loop",
+        "segros_train.training.loop",
         "segros_train.masking",
         "segros_train.backbones.harmon.diffusion",
-        "segros_train.backbones.answering",
-        "segros_train.data.generation",
+        "segros_train.backbones.common.answering",
+        "segros_train.data.sources.generation",
     } <= names
     assert not [name for name in names if "openuni" in name or "showo" in name or name.startswith("segros_eval")]
 
@@ -68,13 +77,13 @@ def test_an_edited_method_changes_its_own_training_alone() -> None:
 def test_a_reader_of_pictures_belongs_to_the_code_of_every_benchmark() -> None:
     for evaluator in (GenEval(), POPE()):
         code = code_of(*evaluation_modules(evaluator))
-        grey = with_source(code, "segros_eval.store", '.convert("RGB")', '.convert("L")')
-        assert changed(code, grey) == ["segros_eval.store"]
+        grey = with_source(code, "segros_eval.benchmarks.images", '.convert("RGB")', '.convert("L")')
+        assert changed(code, grey) == ["segros_eval.benchmarks.images"]
 
 
 def test_a_benchmark_does_not_run_through_another() -> None:
-    assert "segros_eval.evaluators.pope" not in code_of(*evaluation_modules(GenEval())).sources
-    assert "segros_eval.detector" not in code_of(*evaluation_modules(POPE())).sources
+    assert "segros_eval.benchmarks.vqa.pope" not in code_of(*evaluation_modules(GenEval())).sources
+    assert "segros_eval.benchmarks.geneval.detector.mask2former" not in code_of(*evaluation_modules(POPE())).sources
 
 
 def test_the_users_own_modules_belong_to_a_closure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,27 +142,27 @@ def test_a_data_set_is_identified_by_the_content_of_its_files(tmp_path: Path, mo
     folder = tmp_path / "data"
     (folder / "inner").mkdir(parents=True)
     (folder / "inner" / "a.txt").write_text("one", encoding="utf-8")
-    first = fingerprint.folder_content(folder)
+    first = keys.folder_content(folder)
     (folder / ".hidden").write_text("x", encoding="utf-8")
-    assert first is not None and fingerprint.folder_content(folder) == first
+    assert first is not None and keys.folder_content(folder) == first
     moved = tmp_path / "elsewhere"
     folder.rename(moved)
-    assert fingerprint.folder_content(moved) == first
+    assert keys.folder_content(moved) == first
     (moved / "inner" / "a.txt").write_text("two", encoding="utf-8")
-    assert fingerprint.folder_content(moved) != first
-    assert fingerprint.folder_content(tmp_path / "absent") is None
+    assert keys.folder_content(moved) != first
+    assert keys.folder_content(tmp_path / "absent") is None
 
 
 def test_a_digest_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGROS_HOME", str(tmp_path / "home"))
     (tmp_path / "data.bin").write_bytes(b"0")
-    first = fingerprint.folder_content(tmp_path / "data.bin")
-    monkeypatch.setattr(fingerprint, "file_sha256", None)
-    assert fingerprint.folder_content(tmp_path / "data.bin") == first
+    first = keys.folder_content(tmp_path / "data.bin")
+    monkeypatch.setattr(keys, "file_sha256", None)
+    assert keys.folder_content(tmp_path / "data.bin") == first
 
 
 def test_a_version_is_the_one_that_a_class_declares() -> None:
     class Newer(SFT):
         version = 2
 
-    assert (fingerprint.version_of(SFT()), fingerprint.version_of(Newer()), fingerprint.version_of(None)) == (1, 2, 1)
+    assert (keys.version_of(SFT()), keys.version_of(Newer()), keys.version_of(None)) == (1, 2, 1)

@@ -13,16 +13,16 @@ import cli_world
 import pytest
 from PIL import Image
 
-from segros_eval.catalog import Catalog, load_catalog
-from segros_eval.lock import held
-from segros_eval.plan import Request, RunPlan, make_plan
-from segros_eval.progress import Silent
-from segros_eval.reuse import Code, read_code, write_code
-from segros_eval.runner import Outcome, run_plan
-from segros_eval.store import read_result, read_scores
-from segros_train import backbones
-from segros_train.data.shapes_language import geneval_metadata
-from segros_train.data.shapes_world import COLORS, Scene, SceneObject, render
+from segros_eval.pipeline.catalog import Catalog, load_catalog
+from segros_eval.pipeline.lock import held
+from segros_eval.pipeline.plan import Request, RunPlan, make_plan
+from segros_eval.pipeline.progress import Silent
+from segros_eval.pipeline.reuse import Code, read_code, write_code
+from segros_eval.pipeline.runner import Outcome, run_plan
+from segros_eval.pipeline.store import read_result, read_scores
+from segros_train.backbones import loading
+from segros_train.data.shapes.captions import geneval_metadata
+from segros_train.data.shapes.world import COLORS, Scene, SceneObject, render
 from segros_train.errors import PrerequisiteError
 
 CELLS = ((2, 2), (0, 0), (4, 4), (0, 4))
@@ -93,7 +93,7 @@ def plan_of(catalog: Catalog, **changes: Any) -> RunPlan:
 def run(
     monkeypatch: pytest.MonkeyPatch, plan: RunPlan, out: Path, backbone: Draughtsman, watcher: Silent | None = None
 ) -> list[Outcome]:
-    monkeypatch.setattr(backbones, "load", lambda card, **how: backbone)
+    monkeypatch.setattr(loading, "load", lambda card, **how: backbone)
     return run_plan(plan, out=out, device="cpu", listener=watcher or Silent())
 
 
@@ -191,7 +191,7 @@ def test_a_model_that_cannot_be_made_is_recorded_and_the_others_go_on(
     def fail(*arguments: Any) -> Any:
         raise PrerequisiteError("the loss is not finite at update 7")
 
-    monkeypatch.setattr("segros_eval.runner.train_stage", fail)
+    monkeypatch.setattr("segros_eval.pipeline.runner.train_stage", fail)
     watcher = Watcher()
     plan = plan_of(declared, methods=("sft", "none"))
     failed, scored = run(monkeypatch, plan, tmp_path, Draughtsman(), watcher)
@@ -223,7 +223,7 @@ def test_weights_to_draw_with_are_read_in_the_precision_of_the_settings(
     declared: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], expected: str
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(backbones, "load", lambda card, **how: asked.append(how["precision"]) or Draughtsman())
+    monkeypatch.setattr(loading, "load", lambda card, **how: asked.append(how["precision"]) or Draughtsman())
     run_plan(plan_of(declared, overrides=overrides), out=tmp_path, device="cpu", listener=Silent())
     assert asked == [expected]
 
@@ -237,7 +237,7 @@ def test_weights_to_train_are_read_in_float32(
         asked.append(how["precision"])
         raise PrerequisiteError("enough seen")
 
-    monkeypatch.setattr(backbones, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     run_plan(plan_of(declared, methods=("sft",)), out=tmp_path, device="cpu", listener=Silent())
     assert asked == ["fp32"]
 
@@ -272,15 +272,18 @@ def test_a_result_of_code_that_reads_pictures_otherwise_is_not_reused(
     (first,) = run(monkeypatch, plan_of(declared), tmp_path, Draughtsman())
     for folder in (first.folder / "responses", first.folder / "evals" / "geneval"):
         code = read_code(folder)
-        assert code is not None and old in code.sources["segros_eval.store"]
+        assert code is not None and old in code.sources["segros_eval.pipeline.store"]
         # As if the present code had been edited since.
-        other = {**code.sources, "segros_eval.store": code.sources["segros_eval.store"].replace(old, new)}
+        other = {
+            **code.sources,
+            "segros_eval.pipeline.store": code.sources["segros_eval.pipeline.store"].replace(old, new),
+        }
         write_code(folder, Code(other))
     draughtsman, watcher = Draughtsman(), Watcher()
     (again,) = run(monkeypatch, plan_of(declared), tmp_path, draughtsman, watcher)
     assert again.reused == is_reused
     assert draughtsman.num_drawn == (0 if is_reused else cli_world.NUM_IMAGES)
-    assert any("segros_eval.store" in note for note in watcher.notes) != is_reused
+    assert any("segros_eval.pipeline.store" in note for note in watcher.notes) != is_reused
 
 
 def test_by_key_a_result_of_other_code_is_taken_and_said(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from segros_eval.scene import SceneReader, read_scene
-from segros_train.data.shapes_world import IMAGE_PX, Scene, background, render, sample_scene
+from segros_eval.shapes.reader import SceneReader, read_scene
+from segros_train.data.shapes.world import IMAGE_PX, Scene, background, render, sample_scene
 
 NUM_FRESH_SCENES = 2000
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from segros_eval.evaluators import Score
-from segros_eval.statistics import (
+from segros_eval.benchmarks.base import Score
+from segros_eval.statistics.bootstrap import (
     Totals,
     bootstrap_intervals,
     macro_mean,

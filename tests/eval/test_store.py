@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segros_eval.evaluators import Interval, Result, Sample, Score
-from segros_eval.store import (
+from segros_eval.benchmarks.base import Interval, Result, Sample, Score
+from segros_eval.benchmarks.images import UnreadableImageError, read_image
+from segros_eval.pipeline.store import (
     AnswerStore,
     ImageStore,
-    UnreadableImageError,
-    read_image,
     read_result,
     read_scores,
     result_from_json,

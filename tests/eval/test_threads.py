@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from segros_eval.cli import PASSIVE_THREADS
+from segros_eval.cli.app import PASSIVE_THREADS
 
 COMMAND = "import sys; from segros_eval.cli import main; sys.argv = ['segros', 'doctor']; main()"
 
@@ -66,7 +66,8 @@ sys.meta_path.insert(0, Watch())
 
 def test_importing_the_library_leaves_the_environment_alone() -> None:
     code = (
-        "import os; before = dict(os.environ); import segros_eval.cli, segros_train.loop; assert os.environ == before"
+        "import os; before = dict(os.environ); import segros_eval.cli, segros_train.training.loop; assert "
+        "os.environ == before"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from segros_eval.cli import app
-from segros_eval.store import read_result
-from segros_train.backbones import SHIPPED_WEIGHTS
+from segros_eval.cli.app import app
+from segros_eval.pipeline.store import read_result
+from segros_train.backbones.common.weights import SHIPPED_WEIGHTS
 from segros_train.files import read_jsonl
 
 NAMES = ("mme", "pope", "gqa", "mmmu", "seed")

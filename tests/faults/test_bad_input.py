@@ -12,8 +12,8 @@ import cli_world
 import pytest
 from typer.testing import CliRunner, Result
 
-from segros_eval import cli
-from segros_eval.lock import held
+from segros_eval.cli import app
+from segros_eval.pipeline.lock import held
 
 Segros = Callable[..., Result]
 RUN = ("run", "--method", "none", "--backbone", "micro", "--eval", "geneval")
@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cli_world.World]
             ("export", "{none}", "--format", "geneval", "--to", "images"),
         ):
             folder = next((world.folder / "runs").glob("none-*"), None)
-            done = CliRunner().invoke(cli.app, [argument.format(none=folder) for argument in arguments])
+            done = CliRunner().invoke(app.app, [argument.format(none=folder) for argument in arguments])
             assert done.exit_code == 0, done.stderr
     yield world
 
@@ -45,7 +45,7 @@ def prepare(world: cli_world.World, patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def segros(world: cli_world.World, monkeypatch: pytest.MonkeyPatch) -> Segros:
     prepare(world, monkeypatch)
-    return lambda *arguments: CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    return lambda *arguments: CliRunner().invoke(app.app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -241,9 +241,9 @@ def test_every_other_command_refuses_what_it_cannot_use(segros: Segros, argument
 
 def test_declarations_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = cli_world.declare(tmp_path)
-    (tasks / "train" / "mine.py").write_text("from segros_train.types import TrainTask\nmine = TrainTask(nam='x')\n")
+    (tasks / "train" / "mine.py").write_text("from segros_train.method import TrainTask\nmine = TrainTask(nam='x')\n")
     monkeypatch.chdir(tmp_path)
-    assert_refused(CliRunner().invoke(cli.app, ["list"]), "mine.py", "nam")
+    assert_refused(CliRunner().invoke(app.app, ["list"]), "mine.py", "nam")
 
 
 def test_the_real_command_ends_with_two_and_a_single_message(world: cli_world.World) -> None:

@@ -18,17 +18,22 @@ from hostile_files import DAMAGED, HOSTILE
 from safetensors import SafetensorError
 from torch import nn
 
-from segros_eval import detector_colors, detector_mmdet_worker, detector_weights, mplug
-from segros_eval.catalog import load_catalog
-from segros_eval.mplug_files import FILES, WEIGHTS, mplug_folder
-from segros_train import checkpoint, weight_files
-from segros_train.backbones import SHIPPED_WEIGHTS, checkpoints, encoded, fitting, load
-from segros_train.backbones.harmon import autoencoding
+from segros_eval.benchmarks.dpgbench.mplug import answerer
+from segros_eval.benchmarks.dpgbench.mplug.files import FILES, WEIGHTS, mplug_folder
+from segros_eval.benchmarks.geneval.detector import colors, mmdet_worker, weights
+from segros_eval.pipeline.catalog import load_catalog
+from segros_train import weight_files
+from segros_train.backbones.common import pretrained
+from segros_train.backbones.common.weights import SHIPPED_WEIGHTS
 from segros_train.backbones.harmon.config import VaeConfig
-from segros_train.backbones.showo import fitting as showo_fitting
-from segros_train.backbones.showo import pretrain as showo_pretrain
-from segros_train.data import latents
+from segros_train.backbones.loading import load
+from segros_train.data import latent_cache
 from segros_train.errors import PrerequisiteError
+from segros_train.pretraining import encoded, fitting
+from segros_train.pretraining.harmon import autoencoder
+from segros_train.pretraining.showo import fitting as showo_fitting
+from segros_train.pretraining.showo import pretrain as showo_pretrain
+from segros_train.training import checkpoint
 from segros_train.types import BackboneCard, WeightFile
 
 ROOT = Path(__file__).parents[2]
@@ -65,24 +70,24 @@ def read_mplug(path: Path) -> object:
     for name in FILES:
         (folder / name).touch()
     path.replace(folder / WEIGHTS)
-    return mplug.open_mplug()
+    return answerer.open_mplug()
 
 
 def read_latents(path: Path) -> object:
-    index = {"format": latents.FORMAT, "tensors": ["latents"], "items": ["a"]}
+    index = {"format": latent_cache.FORMAT, "tensors": ["latents"], "items": ["a"]}
     beside(path, index=index)
-    return latents.LatentCache(path.parent)["a"]["latents"]
+    return latent_cache.LatentCache(path.parent)["a"]["latents"]
 
 
 def encode_latents(path: Path) -> object:
     beside(path, **{path.stem: {"captions": False, "items": ["a"]}})
     nothing: Any = None
-    return latents.encode(nothing, [nothing], path.parent)  # type: ignore[arg-type]
+    return latent_cache.encode(nothing, [nothing], path.parent)  # type: ignore[arg-type]
 
 
 def resume_autoencoder(path: Path) -> object:
     config = VaeConfig(embed_dim=4, ch=8, ch_mult=(1, 1, 2), num_res_blocks=1, num_groups=4)
-    return autoencoding.pretrain_autoencoder(config, autoencoding.AutoencoderRecipe(), directory=path.parent)
+    return autoencoder.pretrain_autoencoder(config, autoencoder.AutoencoderRecipe(), directory=path.parent)
 
 
 def load_training_state(path: Path) -> None:
@@ -106,30 +111,32 @@ def encoded_codes(path: Path) -> object:
 
 
 READERS: Mapping[str, tuple[Reader, ...]] = {
-    "segros_eval/detector_colors.py:load_clip": (Reader("clip.pt", detector_colors.load_clip),),
-    "segros_eval/detector_mmdet_worker.py:_load_safetensors": (
-        Reader("a.pth", lambda path: detector_mmdet_worker._load_safetensors(str(path)), SafetensorError),
+    "segros_eval/benchmarks/geneval/detector/colors.py:load_clip": (Reader("clip.pt", colors.load_clip),),
+    "segros_eval/benchmarks/geneval/detector/mmdet_worker.py:_load_safetensors": (
+        Reader("a.pth", lambda path: mmdet_worker._load_safetensors(str(path)), SafetensorError),
     ),
-    "segros_eval/detector_weights.py:read_checkpoint": (
-        Reader("a.pth", detector_weights.read_checkpoint),
-        Reader("a.safetensors", detector_weights.read_checkpoint),
+    "segros_eval/benchmarks/geneval/detector/weights.py:read_checkpoint": (
+        Reader("a.pth", weights.read_checkpoint),
+        Reader("a.safetensors", weights.read_checkpoint),
     ),
-    "segros_eval/mplug.py:open_mplug": (Reader(WEIGHTS, read_mplug),),
-    "segros_train/backbones/checkpoints.py:read_state": (
-        Reader("a.pth", checkpoints.read_state),
-        Reader("a.ckpt", checkpoints.read_state),
-        Reader("a.safetensors", checkpoints.read_state),
+    "segros_eval/benchmarks/dpgbench/mplug/answerer.py:open_mplug": (Reader(WEIGHTS, read_mplug),),
+    "segros_train/backbones/common/pretrained.py:read_state": (
+        Reader("a.pth", pretrained.read_state),
+        Reader("a.ckpt", pretrained.read_state),
+        Reader("a.safetensors", pretrained.read_state),
     ),
-    "segros_train/backbones/encoded.py:stored_scenes": (
+    "segros_train/pretraining/encoded.py:stored_scenes": (
         Reader("a.pt", lambda path: encoded.stored_scenes(path, list[encoded.EncodedScenes])),
     ),
-    "segros_train/backbones/fitting.py:fit": (Reader("a.pt", resume_fit),),
-    "segros_train/backbones/harmon/autoencoding.py:pretrain_autoencoder": (Reader("vae.pt", resume_autoencoder),),
-    "segros_train/backbones/showo/fitting.py:fit": (Reader("a.pt", resume_showo_fit),),
-    "segros_train/backbones/showo/pretrain.py:_encoded": (Reader("codes.safetensors", encoded_codes),),
-    "segros_train/checkpoint.py:load_training_state": (Reader(checkpoint.TRAINING_STATE, load_training_state),),
-    "segros_train/data/latents.py:encode": (Reader("items-00000.safetensors", encode_latents),),
-    "segros_train/data/latents.py:read": (Reader("items-00000.safetensors", read_latents),),
+    "segros_train/pretraining/fitting.py:fit": (Reader("a.pt", resume_fit),),
+    "segros_train/pretraining/harmon/autoencoder.py:pretrain_autoencoder": (Reader("vae.pt", resume_autoencoder),),
+    "segros_train/pretraining/showo/fitting.py:fit": (Reader("a.pt", resume_showo_fit),),
+    "segros_train/pretraining/showo/pretrain.py:_encoded": (Reader("codes.safetensors", encoded_codes),),
+    "segros_train/training/checkpoint.py:load_training_state": (
+        Reader(checkpoint.TRAINING_STATE, load_training_state),
+    ),
+    "segros_train/data/latent_cache.py:encode": (Reader("items-00000.safetensors", encode_latents),),
+    "segros_train/data/latent_cache.py:read": (Reader("items-00000.safetensors", read_latents),),
     "segros_train/weight_files.py:open_weight_file": (
         Reader("a.safetensors", lambda path: weight_files.open_weight_file(path, remedy="")),
     ),

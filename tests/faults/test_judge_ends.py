@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from judge_stub import StubJudge
 
-from segros_eval import judge_server
+from segros_eval.judges import vllm_server
 from segros_train.errors import PrerequisiteError
 
 RUN = """
 import sys, time
-from segros_eval import cli, judge_server
+from segros_eval.cli import app as cli; from segros_eval.judges import vllm_server as judge_server
 judge_server.GRACE_SECONDS = 1.0
 
 def work():
@@ -135,15 +135,15 @@ def test_a_server_that_is_killed_is_started_again_and_another_process_finds_it_a
 ) -> None:
     judge.install(stubborn=False)
     monkeypatch.setenv("SEGROS_HOME", str(judge.home))
-    monkeypatch.setattr(judge_server, "GRACE_SECONDS", 1.0)
-    server = judge_server.JudgeServer("tiny", given={"gpu-memory-utilization": "0.5", "max-num-seqs": "4"})
+    monkeypatch.setattr(vllm_server, "GRACE_SECONDS", 1.0)
+    server = vllm_server.JudgeServer("tiny", given={"gpu-memory-utilization": "0.5", "max-num-seqs": "4"})
     server.start()
     first = judge.group
     os.killpg(first, signal.SIGKILL)
     assert gone(first) == []
     base = server.start()
     assert server.record["starts"] == 2 and judge.group != first
-    other = judge_server.JudgeServer("tiny", given={"max-num-seqs": "4"})
+    other = vllm_server.JudgeServer("tiny", given={"max-num-seqs": "4"})
     assert other.start() == base and other.record["starts"] == 0
     assert other.record["flags"] == server.record["flags"], "the record tells the flags of the server that is used"
     other.stop()
@@ -156,15 +156,15 @@ def test_a_server_that_is_killed_is_started_again_and_another_process_finds_it_a
 def test_what_a_user_gives_reaches_the_server_and_the_record(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     judge.install(stubborn=False)
     monkeypatch.setenv("SEGROS_HOME", str(judge.home))
-    monkeypatch.setattr(judge_server, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(vllm_server, "GRACE_SECONDS", 1.0)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-        busy = judge_server.JudgeServer("tiny", given={"port": str(port)})
+        busy = vllm_server.JudgeServer("tiny", given={"port": str(port)})
         probe.listen()
         with pytest.raises(PrerequisiteError, match=f"port {port}"):
             busy.start()
-    server = judge_server.JudgeServer("tiny", given={"port": str(port), "max-model-len": "512", "dtype": "float16"})
+    server = vllm_server.JudgeServer("tiny", given={"port": str(port), "max-model-len": "512", "dtype": "float16"})
     try:
         assert server.start() == f"http://127.0.0.1:{port}/v1"
         ((_, arguments),) = judge.starts()
@@ -183,4 +183,4 @@ def test_a_server_that_ends_at_its_start_is_told_with_its_log(judge: Judge, monk
     program = judge.home / "judge" / "environment" / "bin" / "python"
     program.write_text("#!/bin/sh\necho no room on the device\nexit 3\n", encoding="utf-8")
     with pytest.raises(PrerequisiteError, match=r"ended with code 3 .*no room on the device"):
-        judge_server.JudgeServer("tiny").start()
+        vllm_server.JudgeServer("tiny").start()

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from segros_eval import cli
-from segros_eval.evaluators.geneval import GenEval
-from segros_train import backbones
+from segros_eval.benchmarks.geneval.benchmark import GenEval
+from segros_eval.cli import app
+from segros_train.backbones import loading
 from segros_train.backbones.harmon.adapter import Harmon
 
 Segros = Callable[..., Result]
@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> cli_world.World:
     world = cli_world.build(tmp_path_factory.mktemp("world"))
     with pytest.MonkeyPatch.context() as patch:
         prepare(world, patch)
-        done = CliRunner().invoke(cli.app, [*RUN, "--method", "none,sft", "--out", "undisturbed"])
+        done = CliRunner().invoke(app.app, [*RUN, "--method", "none,sft", "--out", "undisturbed"])
     assert done.exit_code == 0, done.output
     return world
 
@@ -62,7 +62,7 @@ def prepare(world: cli_world.World, patch: pytest.MonkeyPatch) -> None:
 def segros(world: cli_world.World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Segros]:
     """Yield the command; its runs are cleared away afterwards."""
     prepare(world, monkeypatch)
-    yield lambda *arguments: CliRunner().invoke(cli.app, [*map(str, arguments), "--out", "runs"])
+    yield lambda *arguments: CliRunner().invoke(app.app, [*map(str, arguments), "--out", "runs"])
     shutil.rmtree(world.folder / "runs", ignore_errors=True)
 
 
@@ -104,7 +104,7 @@ def test_a_draw_that_runs_out_of_memory_goes_on_in_smaller_batches_to_the_same_p
     world: cli_world.World, segros: Segros, monkeypatch: pytest.MonkeyPatch, run_out: Callable[[], None]
 ) -> None:
     by_twos = [*RUN, "--method", "none", "--set", "settings.batch_size=2", "--out", f"by-twos-{run_out.__name__}"]
-    assert CliRunner().invoke(cli.app, by_twos).exit_code == 0
+    assert CliRunner().invoke(app.app, by_twos).exit_code == 0
     batches = crowd_drawing(monkeypatch, run_out, holds=3)
     done = segros(*RUN, "--method", "none")
     assert done.exit_code == 0, done.output
@@ -139,7 +139,7 @@ def test_a_model_whose_training_ran_out_of_memory_is_gone_before_the_next_is_loa
     segros: Segros, monkeypatch: pytest.MonkeyPatch, run_out: Callable[[], None], found: str
 ) -> None:
     loaded, alive = list[weakref.ref[Any]](), list[int]()
-    load = backbones.load
+    load = loading.load
 
     def watched(*given: Any, **how: Any) -> Any:
         alive.append(sum(one() is not None for one in loaded))
@@ -147,7 +147,7 @@ def test_a_model_whose_training_ran_out_of_memory_is_gone_before_the_next_is_loa
         loaded.append(weakref.ref(backbone))
         return backbone
 
-    monkeypatch.setattr(backbones, "load", watched)
+    monkeypatch.setattr(loading, "load", watched)
     monkeypatch.setattr(Harmon, "t2i_loss", lambda *_, **__: run_out())
     done = segros(*RUN, "--method", "sft,segros,none")
     assert done.exit_code == 1 and told(done).count(found) == 2
@@ -211,8 +211,8 @@ def test_a_command_without_cells_says_it_in_a_sentence_too(
     world: cli_world.World, monkeypatch: pytest.MonkeyPatch, run_out: Callable[[], None], found: str
 ) -> None:
     prepare(world, monkeypatch)
-    monkeypatch.setattr("segros_train.backbones.load", lambda *_, **__: run_out())
+    monkeypatch.setattr("segros_train.backbones.loading.load", lambda *_, **__: run_out())
     checkpoint = next(only(world, "undisturbed", "sft").glob("train/checkpoints/step-*"))
-    done = CliRunner().invoke(cli.app, ["export", str(checkpoint)])
+    done = CliRunner().invoke(app.app, ["export", str(checkpoint)])
     assert done.exit_code == 1
     assert told(done).count(f"This command needs more memory than there is {found}: end other programs there") == 1

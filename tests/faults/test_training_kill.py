@@ -19,12 +19,12 @@ from segros_train.backbones.harmon.adapter import Harmon
 from segros_train.backbones.harmon.config import DiffusionConfig, HarmonConfig, LanguageConfig, MarConfig, VaeConfig
 from segros_train.backbones.harmon.model import HarmonModel, initialise
 from segros_train.backbones.harmon.prompts import HarmonTokenizer
-from segros_train.backbones.tiny import build_tokenizer
-from segros_train.data.shapes import GenerationSet, InstructionSet
-from segros_train.data.shapes_language import corpus
-from segros_train.data.shapes_world import IMAGE_PX
-from segros_train.loop import train
+from segros_train.data.shapes.captions import corpus
+from segros_train.data.shapes.sets import GenerationSet, InstructionSet
+from segros_train.data.shapes.world import IMAGE_PX
 from segros_train.methods.segros import SeGroS
+from segros_train.pretraining.tiny import build_tokenizer
+from segros_train.training.loop import train
 from segros_train.types import BackboneCard, GenerationSettings, Recipe
 
 NUM_STEPS = 24
@@ -76,7 +76,7 @@ def train_micro_harmon(directory: Path) -> None:
 def start(directory: Path) -> multiprocessing.process.BaseProcess:
     """Train in a process of its own; importing is done once, in the server that processes are forked from."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["segros_train.loop", "segros_train.backbones.harmon.adapter"])
+    context.set_forkserver_preload(["segros_train.training.loop", "segros_train.backbones.harmon.adapter"])
     process = context.Process(target=train_micro_harmon, args=(directory,), daemon=True)
     process.start()
     return process

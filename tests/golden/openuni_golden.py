@@ -23,7 +23,7 @@ from segros_train.backbones.openuni.config import (
 )
 from segros_train.backbones.openuni.model import OpenUniModel
 from segros_train.backbones.openuni.prompts import OpenUniTokenizer
-from segros_train.backbones.openuni.states import build, our_names
+from segros_train.backbones.openuni.state_dict import build, our_names
 
 
 def vision_config(lmm: Mapping[str, Any]) -> VisionConfig:

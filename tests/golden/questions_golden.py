@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segros_eval.evaluators import Evaluator, Sample, Score, Tools
+from segros_eval.benchmarks.base import Evaluator, Sample, Score, Tools
 
 Case = Mapping[str, Any]
 

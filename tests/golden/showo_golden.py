@@ -18,7 +18,7 @@ from torch import Tensor
 from segros_train.backbones.showo.config import ClipConfig, LanguageConfig, ShowoConfig, VqConfig
 from segros_train.backbones.showo.model import ShowoModel
 from segros_train.backbones.showo.prompts import ShowoTokenizer
-from segros_train.backbones.showo.states import build
+from segros_train.backbones.showo.state_dict import build
 
 
 def showo_config(values: Mapping[str, Any]) -> ShowoConfig:

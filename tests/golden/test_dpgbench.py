@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from segros_eval.evaluators import JudgeReply, JudgeRequest, Tools
-from segros_eval.evaluators.dpgbench import DPGBench
-from segros_eval.evaluators.dpgbench_rules import CATEGORIES, KINDS, Answered, Summary, read_graphs, summarise
-from segros_eval.fetch import _git_blob
+from segros_eval.benchmarks.base import JudgeReply, JudgeRequest, Tools
+from segros_eval.benchmarks.dpgbench.benchmark import DPGBench
+from segros_eval.benchmarks.dpgbench.rules import CATEGORIES, KINDS, Answered, Summary, read_graphs, summarise
+from segros_eval.benchmarks.fetch import _git_blob
 from segros_train.files import file_sha256
 
 CELL_PX = 8
@@ -101,7 +101,7 @@ def answered(recorded: Mapping[str, Any], *, num_pictures: int, file_per_picture
 
 
 def _questions(item: Mapping[str, Any]) -> Any:
-    from segros_eval.evaluators.dpgbench_rules import Question
+    from segros_eval.benchmarks.dpgbench.rules import Question
 
     return tuple(
         Question(

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segros_eval.evaluators import Detection, Sample, Score, Tools
-from segros_eval.evaluators.geneval import TAGS, GenEval, official_summary
-from segros_eval.evaluators.geneval_folder import official_row
-from segros_eval.evaluators.geneval_rules import OBJECT_NAMES, box_iou, relative_position
+from segros_eval.benchmarks.base import Detection, Sample, Score, Tools
+from segros_eval.benchmarks.geneval.benchmark import TAGS, GenEval, official_summary
+from segros_eval.benchmarks.geneval.folder import official_row
+from segros_eval.benchmarks.geneval.rules import OBJECT_NAMES, box_iou, relative_position
 
 
 class Recorded:

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from segros_eval.detector_colors import TEMPLATES, ColorClassifier
-from segros_eval.evaluators import Detection
-from segros_eval.evaluators.geneval_rules import COLORS
+from segros_eval.benchmarks.base import Detection
+from segros_eval.benchmarks.geneval.detector.colors import TEMPLATES, ColorClassifier
+from segros_eval.benchmarks.geneval.rules import COLORS
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from questions_golden import Case, asked, differing, judged, load
 
-from segros_eval.clusters import mean_stderr
-from segros_eval.evaluators.gqa import GQA
+from segros_eval.benchmarks.vqa.gqa import GQA
+from segros_eval.statistics.clustered import mean_stderr
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from bounds import close, near
 from harmon_golden import Golden, load_golden
 from torch import Tensor
 
-from segros_train.backbones.dialogues import IGNORED, Dialogue
+from segros_train.backbones.common.dialogues import IGNORED, Dialogue
 from segros_train.backbones.harmon.adapter import visible_indices
 from segros_train.backbones.harmon.answering import greedy, next_token_loss, read
 from segros_train.backbones.harmon.diffusion import NoiseStep, loss_terms

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segros_eval.catalog import load_catalog
+from segros_eval.pipeline.catalog import load_catalog
 from segros_train.backbones.harmon.model import HarmonModel
 
 TASKS = Path(__file__).parents[2] / "tasks"

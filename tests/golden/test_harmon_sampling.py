@@ -15,10 +15,10 @@ from bounds import close, doubled, own_units
 from harmon_golden import Golden, load_golden
 from torch import Tensor
 
+from segros_train.backbones.common.texts import Prompts
 from segros_train.backbones.harmon.adapter import visible_indices
 from segros_train.backbones.harmon.diffusion import sampling_steps, training_steps
 from segros_train.backbones.harmon.sampling import Draws, Iteration, Sampler, iterations
-from segros_train.backbones.texts import Prompts
 
 
 @pytest.fixture(scope="module")

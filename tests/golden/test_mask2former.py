@@ -16,10 +16,10 @@ from golden_masks import decoded
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from segros_eval.detector import PhotoDetector, check_self_test
-from segros_eval.detector_masks import normalised, prepare, select_instances
-from segros_eval.detector_weights import DetectorConfig, DetectorNetwork, load_network
-from segros_eval.evaluators import Detection
+from segros_eval.benchmarks.base import Detection
+from segros_eval.benchmarks.geneval.detector.mask2former import PhotoDetector, check_self_test
+from segros_eval.benchmarks.geneval.detector.masks import normalised, prepare, select_instances
+from segros_eval.benchmarks.geneval.detector.weights import DetectorConfig, DetectorNetwork, load_network
 from segros_train.errors import PrerequisiteError
 
 

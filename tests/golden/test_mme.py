@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from questions_golden import Case, asked, differing, judged, load
 
-from segros_eval.evaluators.categories import COGNITION, PERCEPTION
-from segros_eval.evaluators.mme import MME
-from segros_eval.evaluators.questions import Rules
+from segros_eval.benchmarks.vqa.categories import COGNITION, PERCEPTION
+from segros_eval.benchmarks.vqa.mme import MME
+from segros_eval.benchmarks.vqa.questions import Rules
 
 
 @pytest.fixture(scope="module")

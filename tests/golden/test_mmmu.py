@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from questions_golden import Case, asked, differing, judged, load
 
-from segros_eval.evaluators.categories import DOMAINS, options_of, subject_of
-from segros_eval.evaluators.choices import infer_choice, lmms_letter, official_letter, open_readings
-from segros_eval.evaluators.mmmu import MMMU, gold_answers
-from segros_eval.evaluators.questions import Rules
+from segros_eval.benchmarks.vqa.categories import DOMAINS, options_of, subject_of
+from segros_eval.benchmarks.vqa.choices import infer_choice, lmms_letter, official_letter, open_readings
+from segros_eval.benchmarks.vqa.mmmu import MMMU, gold_answers
+from segros_eval.benchmarks.vqa.questions import Rules
 
 READERS = {
     "parsed": lmms_letter,

@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from segros_eval.evaluators import JudgeRequest
-from segros_eval.mplug import Mplug, beam_search, config_of, from_published
-from segros_eval.mplug_layers import MplugNetwork
+from segros_eval.benchmarks.base import JudgeRequest
+from segros_eval.benchmarks.dpgbench.mplug.answerer import Mplug, beam_search, config_of, from_published
+from segros_eval.benchmarks.dpgbench.mplug.layers import MplugNetwork
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from bounds import PASS, close, near, resized
 from openuni_golden import Golden, load_golden
 from torch import Tensor
 
-from segros_train.backbones.dialogues import IGNORED, PADDING_ID
+from segros_train.backbones.common.dialogues import IGNORED, PADDING_ID
 from segros_train.backbones.openuni.answering import greedy, next_token_loss, read_dialogues
 from segros_train.backbones.openuni.flow import add_noise, masked_velocity_error, timesteps_of
 from segros_train.backbones.openuni.model import position_ids
 from segros_train.backbones.openuni.prompts import NO_CAPTION, Dialogue
-from segros_train.backbones.openuni.states import upstream_names
+from segros_train.backbones.openuni.state_dict import upstream_names
 from segros_train.types import Turn
 
 pytestmark = pytest.mark.usefixtures("in_float64")

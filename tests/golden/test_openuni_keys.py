@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from segros_eval.catalog import load_catalog
+from segros_eval.pipeline.catalog import load_catalog
 from segros_train.backbones.openuni.model import OpenUniModel
-from segros_train.backbones.openuni.states import our_names, upstream_names
+from segros_train.backbones.openuni.state_dict import our_names, upstream_names
 
 TASKS = Path(__file__).parents[2] / "tasks"
 

@@ -12,7 +12,7 @@ from bounds import close, resized
 from openuni_golden import Golden, load_golden
 from torch import Tensor
 
-from segros_train.backbones.images import to_images
+from segros_train.backbones.common.images import to_images
 from segros_train.backbones.openuni.flow import schedule
 from segros_train.backbones.openuni.sampling import guided, sample
 

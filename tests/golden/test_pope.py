@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from questions_golden import Case, asked, differing, judged, load
 
-from segros_eval.evaluators.categories import SPLITS
-from segros_eval.evaluators.pope import POPE
-from segros_eval.evaluators.yes_no import exact, first_sentence
+from segros_eval.benchmarks.vqa.categories import SPLITS
+from segros_eval.benchmarks.vqa.pope import POPE
+from segros_eval.benchmarks.vqa.yes_no import exact, first_sentence
 
 NAMES = {"accuracy": "accuracy", "f1": "f1_score", "precision": "precision", "recall": "recall"}
 

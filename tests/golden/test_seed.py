@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from questions_golden import Case, asked, differing, judged, load
 
-from segros_eval.evaluators.categories import DIMENSIONS
-from segros_eval.evaluators.choices import first_character
-from segros_eval.evaluators.seed import SEED
+from segros_eval.benchmarks.vqa.categories import DIMENSIONS
+from segros_eval.benchmarks.vqa.choices import first_character
+from segros_eval.benchmarks.vqa.seed import SEED
 
 
 @pytest.fixture(scope="module")

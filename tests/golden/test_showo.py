@@ -13,7 +13,7 @@ from PIL import Image
 from showo_golden import Golden, load_golden
 from torch import Tensor
 
-from segros_train.backbones.dialogues import IGNORED, Dialogue
+from segros_train.backbones.common.dialogues import IGNORED, Dialogue
 from segros_train.backbones.showo.answering import greedy, read
 from segros_train.backbones.showo.layout import drawing_layout, reading_mask
 from segros_train.backbones.showo.sampling import num_hidden, to_images

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from segros_eval.catalog import load_catalog
+from segros_eval.pipeline.catalog import load_catalog
 from segros_train.backbones.showo.model import ShowoModel
-from segros_train.backbones.showo.states import published_names
+from segros_train.backbones.showo.state_dict import published_names
 
 TASKS = Path(__file__).parents[2] / "tasks"
 

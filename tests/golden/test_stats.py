@@ -9,7 +9,7 @@ from statistics import fmean
 
 import pytest
 
-from segros_eval.clusters import clustered_stderr, mean_stderr
+from segros_eval.statistics.clustered import clustered_stderr, mean_stderr
 
 
 def test_stats_means_and_standard_errors_are_those_of_lmms_eval(golden_set: Callable[[str], Path]) -> None:

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import tiny_qwen
 
-from segros_eval.evaluators import EvalTask, JudgeRequest, Score, Tools
-from segros_eval.evaluators.compbench import CompBench
-from segros_eval.evaluators.compbench_rules import SCORE_SCHEMA
-from segros_eval.judge import JudgeClient
-from segros_eval.judge_server import JudgeServer, environment
-from segros_eval.judges import Judges
-from segros_eval.score import score_folder
-from segros_train.data.shapes import GenerationSet
-from segros_train.data.shapes_prompts import compositional_prompts
+from segros_eval.benchmarks.base import EvalTask, JudgeRequest, Score, Tools
+from segros_eval.benchmarks.compbench.benchmark import CompBench
+from segros_eval.benchmarks.compbench.rules import SCORE_SCHEMA
+from segros_eval.judges.client import JudgeClient
+from segros_eval.judges.vllm_server import JudgeServer, environment
+from segros_eval.pipeline.judges import Judges
+from segros_eval.pipeline.score import score_folder
+from segros_train.data.shapes.prompts import compositional_prompts
+from segros_train.data.shapes.sets import GenerationSet
 
 PER_CATEGORY = 4
 

@@ -16,21 +16,22 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from segros_eval import detector_colors, detector_files, detector_mmdet
-from segros_eval.detector import PhotoDetector
-from segros_eval.detector_masks import normalised, prepare
-from segros_eval.detector_mmdet import MmdetDetector, environment
-from segros_eval.detector_weights import (
+from segros_eval.benchmarks.base import Detection, EvalTask, Sample, Tools
+from segros_eval.benchmarks.geneval.benchmark import GenEval
+from segros_eval.benchmarks.geneval.detector import colors, mmdet
+from segros_eval.benchmarks.geneval.detector import files as detector_files
+from segros_eval.benchmarks.geneval.detector.mask2former import PhotoDetector
+from segros_eval.benchmarks.geneval.detector.masks import normalised, prepare
+from segros_eval.benchmarks.geneval.detector.mmdet import MmdetDetector, environment
+from segros_eval.benchmarks.geneval.detector.weights import (
     DetectorConfig,
     DetectorNetwork,
     load_network,
     read_checkpoint,
     to_mmdet_3,
 )
-from segros_eval.evaluators import Detection, EvalTask, Sample, Tools
-from segros_eval.evaluators.geneval import GenEval
-from segros_eval.judges import Judges
-from segros_eval.toolbox import open_tools
+from segros_eval.pipeline.judges import Judges
+from segros_eval.pipeline.tools import open_tools
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
 
@@ -77,9 +78,9 @@ def tools(checkpoint: Path) -> Iterator[Tools]:
     files = (checkpoint, checkpoint.parent / "clip.pt")
     files[1].touch()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (detector_files, detector_mmdet):
+        for module in (detector_files, mmdet):
             patch.setattr(module, "detector_files", lambda: files)
-        patch.setattr(detector_colors, "load_clip", lambda path: clip)
+        patch.setattr(colors, "load_clip", lambda path: clip)
         opened = open_tools(task(), "photo", judges=Judges())
     yield opened
     assert isinstance(opened.detector, MmdetDetector)

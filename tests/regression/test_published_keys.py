@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segros_eval.catalog import load_catalog
-from segros_eval.leaderboard import load_results
-from segros_eval.plan import Request, make_plan
+from segros_eval.pipeline.catalog import load_catalog
+from segros_eval.pipeline.plan import Request, make_plan
+from segros_eval.reporting.leaderboard import load_results
 
 ROOT = Path(__file__).parents[2]
 

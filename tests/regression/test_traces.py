@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from traces import FAMILIES, METHODS, RECORDED, trace, verdict, versions
 
-from segros_eval.catalog import Catalog, load_catalog
-from segros_train import equations, loop, masking
+from segros_eval.pipeline.catalog import Catalog, load_catalog
+from segros_train import equations, masking
 from segros_train.methods import reca
+from segros_train.training import loop
 
 TASKS = Path(__file__).parents[2] / "tasks"
 

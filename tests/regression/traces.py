@@ -13,9 +13,10 @@ from bounds import doubled
 from PIL import Image
 
 from segros_train.backbone import Backbone, Realisation
-from segros_train.data import GenerationSample, InstructionSample
-from segros_train.loop import train
-from segros_train.types import Recipe, TrainTask, Turn
+from segros_train.data.samples import GenerationSample, InstructionSample
+from segros_train.method import TrainTask
+from segros_train.training.loop import train
+from segros_train.types import Recipe, Turn
 
 FAMILIES = ("showo", "openuni")
 """Harmon is left out: its micro model magnifies the last bits of normal draws, which are the processor's, to 2e-4."""

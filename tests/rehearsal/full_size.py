@@ -9,7 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from segros_eval.catalog import Catalog, load_catalog
+from segros_eval.pipeline.catalog import Catalog, load_catalog
 from segros_train.backbone import Backbone
 from segros_train.types import BackboneCard
 
@@ -55,7 +55,7 @@ def _harmon(card: BackboneCard, path: Path) -> Backbone:
 def _showo(card: BackboneCard, path: Path) -> Backbone:
     from segros_train.backbones.showo.adapter import Showo
     from segros_train.backbones.showo.model import ShowoModel
-    from segros_train.backbones.showo.states import tokenizer_of
+    from segros_train.backbones.showo.state_dict import tokenizer_of
 
     model = ShowoModel(card.config)
     for part in (model.vq, model.clip):

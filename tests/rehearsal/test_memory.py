@@ -9,7 +9,7 @@ import pytest
 from full_size import NAMES, catalog, empty_backbone
 
 from segros_train.errors import PrerequisiteError
-from segros_train.memory import choose_checkpointing, training_peak
+from segros_train.training.memory import choose_checkpointing, training_peak
 
 CARD = int(79.2 * 2**30)
 """What an H100 with 80 GB lets a process have."""

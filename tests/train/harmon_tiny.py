@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from segros_train.backbones.harmon import fresh
 from segros_train.backbones.harmon.adapter import Harmon
 from segros_train.backbones.harmon.config import DiffusionConfig, HarmonConfig, LanguageConfig, MarConfig, VaeConfig
+from segros_train.backbones.harmon.loading import fresh
 from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings, InstructionBatch, Turn, WeightFile
 
 WORDS = "user assistant Generate an image a red blue green circle square is it big yes no what : . ? A B".split()

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from segros_train.backbones.showo import fresh
 from segros_train.backbones.showo.adapter import Showo
 from segros_train.backbones.showo.config import ClipConfig, LanguageConfig, ShowoConfig, VqConfig
+from segros_train.backbones.showo.loading import fresh
 from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings, InstructionBatch, Turn, WeightFile
 
 WORDS = "USER ASSISTANT a red blue green circle square is it big yes no what : . ? A B describe".split()

@@ -8,7 +8,8 @@ import pytest
 import torch
 from toy_training import RECIPE, ToyBackbone
 
-from segros_train.checkpoint import (
+from segros_train.errors import PrerequisiteError
+from segros_train.training.checkpoint import (
     Checkpoint,
     Progress,
     load_training_state,
@@ -16,8 +17,7 @@ from segros_train.checkpoint import (
     save_checkpoint,
     training_state,
 )
-from segros_train.errors import PrerequisiteError
-from segros_train.optim import build_optimizer
+from segros_train.training.optim import build_optimizer
 
 IDENTITY = {"seed": 0}
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from segros_eval.catalog import load_catalog
+from segros_eval.pipeline.catalog import load_catalog
 from segros_train.backbone import Backbone
-from segros_train.backbones import load
-from segros_train.data.shapes import GenerationSet, InstructionSet
+from segros_train.backbones.loading import load
+from segros_train.data.shapes.sets import GenerationSet, InstructionSet
 from segros_train.methods.sft import SFT
 from segros_train.types import GenerationBatch, InstructionBatch
 

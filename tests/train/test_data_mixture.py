@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from toy_training import ToyDialogues, ToyImages, noisy_pixels
 
-from segros_train.data import GenerationSample
-from segros_train.data.mixture import EpochOrder, MicroBatches, Share, generation_batches, instruction_batches, stream
+from segros_train.data.batches import EpochOrder, MicroBatches, Share, generation_batches, instruction_batches, stream
+from segros_train.data.samples import GenerationSample
 
 
 def images(*, rank: int = 0, num_ranks: int = 1, batch_size: int = 4, seed: int = 0, **source: object) -> MicroBatches:

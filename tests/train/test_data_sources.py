@@ -9,9 +9,9 @@ import datasets
 import pytest
 from PIL import Image
 
-from segros_train.data.generation import HubImages, open_generation
-from segros_train.data.instruction import dialogue_turns, open_instruction
 from segros_train.data.reading import DataError
+from segros_train.data.sources.generation import HubImages, open_generation
+from segros_train.data.sources.instruction import dialogue_turns, open_instruction
 from segros_train.errors import PrerequisiteError
 from segros_train.types import Turn
 

@@ -11,11 +11,11 @@ from harmon_tiny import CONFIG, NUM_CELLS, masks, picture, rng, tiny_harmon
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segros_train.backbone import Realisation
+from segros_train.backbones.common.modes import inference
 from segros_train.backbones.harmon import answering
 from segros_train.backbones.harmon.adapter import Harmon, visible_indices
 from segros_train.backbones.harmon.sampling import Draws, Sampler, draws, iterations
 from segros_train.backbones.harmon.transforms import to_images
-from segros_train.backbones.modes import inference
 from segros_train.types import GenerationSettings
 
 PROMPTS = ("a red circle", "a big blue square .", "a green circle", "a red circle")
@@ -203,7 +203,7 @@ def test_answers_in_a_batch_are_those_one_by_one(harmon: Harmon, monkeypatch: py
     images = [[picture(seed)] for seed in range(5)]
     together = harmon.answer(images, questions, max_new_tokens=6)
     choices = harmon.choice_logprobs(images, questions, [["yes", "no"]] * 5)
-    monkeypatch.setattr("segros_train.backbones.answering.BATCH_SIZE", 1)
+    monkeypatch.setattr("segros_train.backbones.common.answering.BATCH_SIZE", 1)
     assert harmon.answer(images, questions, max_new_tokens=6) == together
     assert len(set(together)) > 1
     for one, many in zip(harmon.choice_logprobs(images, questions, [["yes", "no"]] * 5), choices, strict=True):

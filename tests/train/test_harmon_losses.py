@@ -16,7 +16,7 @@ from harmon_tiny import (
     tiny_harmon,
 )
 
-from segros_eval.catalog import load_catalog
+from segros_eval.pipeline.catalog import load_catalog
 from segros_train.backbone import Realisation
 from segros_train.backbones.harmon.adapter import Harmon, visible_indices
 from segros_train.backbones.harmon.diffusion import draw_timesteps, training_steps

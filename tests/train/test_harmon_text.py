@@ -6,9 +6,9 @@ import pytest
 from harmon_tiny import word_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from segros_train.backbones.common.instructions import INSTRUCTIONS, read_instructions
 from segros_train.backbones.harmon.prompts import HarmonTokenizer
 from segros_train.backbones.harmon.sequence import SequenceLayout, attention_mask, position_ids
-from segros_train.backbones.instructions import INSTRUCTIONS, read_instructions
 from segros_train.errors import PrerequisiteError
 from segros_train.types import Turn
 

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from segros_train.backbone import Realisation
-from segros_train.backbones import load
-from segros_train.backbones.harmon import missing_weights
 from segros_train.backbones.harmon.adapter import Harmon
 from segros_train.backbones.harmon.config import HarmonConfig
+from segros_train.backbones.harmon.loading import missing_weights
+from segros_train.backbones.loading import load
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
 
@@ -281,6 +281,9 @@ def test_a_configuration_survives_being_written(tmp_path: Path) -> None:
 
 
 def test_looking_for_weights_imports_no_torch() -> None:
-    code = "import sys, segros_train.backbones.harmon.config, segros_train.backbones.harmon as h; h.missing_weights"
+    code = (
+        "import sys, segros_train.backbones.harmon.config, segros_train.backbones.harmon.loading as h; "
+        "h.missing_weights"
+    )
     code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,15 +12,15 @@ from harmon_tiny import tiny_harmon
 from openuni_tiny import CARD, tiny_openuni
 from torch import Tensor
 
-from segros_eval.fingerprint import encoding_identity
+from segros_eval.pipeline.keys import encoding_identity
 from segros_train.backbone import Realisation
 from segros_train.backbones.openuni.adapter import OpenUni
 from segros_train.backbones.openuni.prompts import Prompt
-from segros_train.data import latents
-from segros_train.data.latents import LatentCache, cache_folder, encode, find_cache
-from segros_train.data.shapes import GenerationSet
+from segros_train.data import latent_cache
+from segros_train.data.latent_cache import LatentCache, cache_folder, encode, find_cache
+from segros_train.data.shapes.sets import GenerationSet
 from segros_train.errors import PrerequisiteError
-from segros_train.methods import Method
+from segros_train.method import Method
 from segros_train.methods.reca import Reca
 from segros_train.methods.segros import SeGroS
 from segros_train.methods.sft import SFT
@@ -158,8 +158,8 @@ def test_states_of_captions_asked_for_later_are_added(openuni: OpenUni, tmp_path
 def test_an_encoding_that_the_disk_will_not_hold_is_stopped_at_once(
     openuni: OpenUni, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latents, "SHARD_ITEMS", 2)
-    monkeypatch.setattr(latents.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(latent_cache, "SHARD_ITEMS", 2)
+    monkeypatch.setattr(latent_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(PrerequisiteError, match="3 more items take about .* GiB"):
         encode(openuni, SOURCE, tmp_path)
 
@@ -180,7 +180,7 @@ def test_items_that_were_not_encoded_are_computed(openuni: OpenUni, tmp_path: Pa
 def test_a_stopped_encoding_goes_on_with_what_is_missing(
     openuni: OpenUni, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latents, "SHARD_ITEMS", 2)
+    monkeypatch.setattr(latent_cache, "SHARD_ITEMS", 2)
     whole = encode(openuni, SOURCE, tmp_path / "whole")
     encode(openuni, GenerationSet(seed=3, size=3), tmp_path / "pieces")
     (tmp_path / "pieces" / "index.json").unlink()

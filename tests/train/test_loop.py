@@ -10,7 +10,7 @@ from toy_training import PlainBackbone, ToyBackbone, ToyDialogues, ToyImages, tr
 
 from segros_train.data.reading import DataError
 from segros_train.errors import PrerequisiteError
-from segros_train.loop import NonFiniteLossError, StepReport, TrainOutcome
+from segros_train.training.loop import NonFiniteLossError, StepReport, TrainOutcome
 from segros_train.types import GenerationBatch, Supervision
 
 

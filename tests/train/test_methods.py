@@ -14,12 +14,12 @@ from torch import Generator, Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from segros_train.masking import indices_to_mask
-from segros_train.methods import Method
+from segros_train.method import Method, TrainTask
 from segros_train.methods.grounding import GroundingOptions, grounding
 from segros_train.methods.reca import Reca
 from segros_train.methods.segros import SeGroS
 from segros_train.methods.sft import SFT
-from segros_train.types import Embeddings, Supervision, TrainTask
+from segros_train.types import Embeddings, Supervision
 
 ROOT = Path(__file__).parent.parent.parent
 GRID = (6, 6)

@@ -11,15 +11,15 @@ import torch
 from openuni_tiny import CARD, CONFIG
 from torch import nn
 
-from segros_train.backbones.encoded import encode_scenes
-from segros_train.backbones.fitting import PartRecipe, fit
-from segros_train.backbones.openuni import pretrain
-from segros_train.backbones.openuni.pretrain import DrawingRecipe, drawing_loss, prepare
-from segros_train.backbones.openuni.pretrain_parts import UnderstandingRecipe, build_tokenizer, told_dialogue
 from segros_train.backbones.openuni.prompts import SYSTEM
-from segros_train.data.shapes_language import caption, corpus
-from segros_train.data.shapes_world import COLORS, OBJECT_NAMES, sample_scene
+from segros_train.data.shapes.captions import caption, corpus
+from segros_train.data.shapes.world import COLORS, OBJECT_NAMES, sample_scene
 from segros_train.errors import PrerequisiteError
+from segros_train.pretraining.encoded import encode_scenes
+from segros_train.pretraining.fitting import PartRecipe, fit
+from segros_train.pretraining.openuni import pretrain
+from segros_train.pretraining.openuni.parts import UnderstandingRecipe, build_tokenizer, told_dialogue
+from segros_train.pretraining.openuni.pretrain import DrawingRecipe, drawing_loss, prepare
 
 PART = PartRecipe(steps=2, batch_size=2, learning_rate=1e-3, warmup_steps=1, checkpoint_steps=1)
 DRAWING = DrawingRecipe(

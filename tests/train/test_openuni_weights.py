@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from segros_train.backbone import Realisation
-from segros_train.backbones.openuni import load
 from segros_train.backbones.openuni.adapter import OpenUni
-from segros_train.backbones.openuni.states import is_frozen, our_names, upstream_names
+from segros_train.backbones.openuni.loading import load
+from segros_train.backbones.openuni.state_dict import is_frozen, our_names, upstream_names
 from segros_train.backbones.openuni.weights import missing_weights
 from segros_train.errors import PrerequisiteError
 from segros_train.types import Supervision

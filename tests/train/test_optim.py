@@ -3,7 +3,7 @@ import torch
 from toy_training import RECIPE, ToyBackbone
 
 from segros_train.backbone import ParameterGroups
-from segros_train.optim import build_optimizer, keep_master_weights, learning_rate
+from segros_train.training.optim import build_optimizer, keep_master_weights, learning_rate
 from segros_train.types import Recipe
 
 

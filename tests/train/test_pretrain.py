@@ -10,28 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from segros_train.backbones.encoded import NUM_KINDS, EncodedScenes, encode_scenes, scene_of
-from segros_train.backbones.harmon.autoencoding import (
+from segros_train.backbones.harmon.config import DiffusionConfig, HarmonConfig, LanguageConfig, MarConfig, VaeConfig
+from segros_train.data.shapes.captions import corpus
+from segros_train.data.shapes.sets import GenerationSet
+from segros_train.data.shapes.world import Tag
+from segros_train.errors import PrerequisiteError
+from segros_train.methods.sft import SFT
+from segros_train.pretraining.encoded import NUM_KINDS, EncodedScenes, encode_scenes, scene_of
+from segros_train.pretraining.harmon.autoencoder import (
     AutoencoderRecipe,
     latent_scale,
     pretrain_autoencoder,
     training_images,
 )
-from segros_train.backbones.harmon.config import (
-    DiffusionConfig,
-    HarmonConfig,
-    LanguageConfig,
-    MarConfig,
-    VaeConfig,
-)
-from segros_train.backbones.harmon.joint import JointRecipe, drawing_losses
-from segros_train.backbones.tiny import build_tokenizer
-from segros_train.data.shapes import GenerationSet
-from segros_train.data.shapes_language import corpus
-from segros_train.data.shapes_world import Tag
-from segros_train.errors import PrerequisiteError
-from segros_train.methods.sft import SFT
-from segros_train.pretrain import SCENES_SEED, Part, prepare
+from segros_train.pretraining.harmon.joint import JointRecipe, drawing_losses
+from segros_train.pretraining.harmon.pretrain import SCENES_SEED, Part, prepare
+from segros_train.pretraining.tiny import build_tokenizer
 from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings, Recipe, Supervision
 
 VAE = VaeConfig(embed_dim=4, ch=8, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, num_groups=4)
@@ -104,7 +98,7 @@ def test_an_autoencoder_trained_in_pieces_equals_one_trained_in_one(tmp_path: Pa
                 raise Killed
             saved(content, path)
 
-        patch.setattr("segros_train.backbones.harmon.autoencoding.torch.save", save_then_die)
+        patch.setattr("segros_train.pretraining.harmon.autoencoder.torch.save", save_then_die)
         with pytest.raises(Killed):
             _states(state.parent, RECIPE)
     assert torch.load(state, weights_only=True)["step"] == 3

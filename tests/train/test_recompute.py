@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segros_train.recompute import residual_stream, run_blocks, sum_in_chunks
+from segros_train.backbones.common.recompute import residual_stream, run_blocks, sum_in_chunks
 
 
 def gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:

@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from segros_train.data.shapes import (
+from segros_train.data.shapes.captions import NUMBERS, caption, caption_question, geneval_metadata, question
+from segros_train.data.shapes.sets import (
     Alternating,
     CrowdSet,
     GenerationSet,
@@ -16,8 +17,7 @@ from segros_train.data.shapes import (
     SpreadSet,
     cells,
 )
-from segros_train.data.shapes_language import NUMBERS, caption, caption_question, geneval_metadata, question
-from segros_train.data.shapes_world import (
+from segros_train.data.shapes.world import (
     CELL_PX,
     COLORS,
     GRID,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from showo_tiny import CODES_ONLY, CONFIG, NUM_CELLS, picture, rng, tiny_showo
 
-from segros_train.backbones.modes import inference
+from segros_train.backbones.common.modes import inference
 from segros_train.backbones.showo.adapter import Showo
 from segros_train.backbones.showo.sampling import Iteration, Sampler, item_noise, iterations, step, to_images
 from segros_train.types import GenerationSettings

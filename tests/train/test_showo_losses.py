@@ -13,7 +13,7 @@ from segros_train.backbone import Realisation
 from segros_train.backbones.showo.adapter import Showo
 from segros_train.backbones.showo.layout import drawing_layout, reading_mask
 from segros_train.masking import num_masked
-from segros_train.optim import build_optimizer, keep_master_weights
+from segros_train.training.optim import build_optimizer, keep_master_weights
 from segros_train.types import GenerationBatch, Recipe, Supervision
 
 BATCH = generation_batch("a red circle", "a big blue square .", "a green circle")

@@ -8,25 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from segros_train.backbones.showo import fitting
 from segros_train.backbones.showo.config import ClipConfig, LanguageConfig, ShowoConfig, VqConfig
-from segros_train.backbones.showo.fitting import Fit
-from segros_train.backbones.showo.pretrain import PretrainingRecipe, caption_gain, prepare
-from segros_train.backbones.showo.tiny_tower import TowerRecipe, patch_labels
-from segros_train.backbones.showo.tiny_vq import (
-    NUM_BITS,
-    VqRecipe,
-    bits_of,
-    canonical,
-    pretrain_decoder,
-    pretrain_vq,
-)
 from segros_train.backbones.showo.vq import MagvitV2
-from segros_train.backbones.tiny import pixels
-from segros_train.data.shapes import GenerationSet
-from segros_train.data.shapes_world import CELL_PX, COLORS, GRID, OBJECT_NAMES, crowded_scene, sample_scene
+from segros_train.data.shapes.sets import GenerationSet
+from segros_train.data.shapes.world import CELL_PX, COLORS, GRID, OBJECT_NAMES, crowded_scene, sample_scene
 from segros_train.errors import PrerequisiteError
-from segros_train.pretrain import SCENES_SEED, begin
+from segros_train.pretraining.harmon.pretrain import SCENES_SEED, begin
+from segros_train.pretraining.showo import fitting
+from segros_train.pretraining.showo.fitting import Fit
+from segros_train.pretraining.showo.pretrain import PretrainingRecipe, caption_gain, prepare
+from segros_train.pretraining.showo.tower import TowerRecipe, patch_labels
+from segros_train.pretraining.showo.vq import NUM_BITS, VqRecipe, bits_of, canonical, pretrain_decoder, pretrain_vq
+from segros_train.pretraining.tiny import pixels
 from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings, Recipe, Supervision
 
 VQ = VqConfig(

@@ -15,9 +15,9 @@ from showo_tiny import CARD, CONFIG, tiny_showo
 from torch import Tensor
 
 from segros_train.backbone import Realisation
-from segros_train.backbones import load
-from segros_train.backbones.showo import missing_weights
+from segros_train.backbones.loading import load
 from segros_train.backbones.showo.adapter import Showo
+from segros_train.backbones.showo.loading import missing_weights
 from segros_train.errors import PrerequisiteError
 
 State = dict[str, Tensor]

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segros_train.backbone import Backbone, Realisation
-from segros_train.backbones.dialogues import IGNORED
+from segros_train.backbones.common.dialogues import IGNORED
 from segros_train.backbones.openuni.adapter import OpenUni
 from segros_train.backbones.openuni.config import OpenUniConfig
 from segros_train.backbones.showo import model as showo_model
 from segros_train.backbones.showo.adapter import Showo
 from segros_train.backbones.showo.config import ShowoConfig
-from segros_train.methods import Method
+from segros_train.method import Method
 from segros_train.methods.reca import Reca
 from segros_train.methods.segros import SeGroS
 from segros_train.methods.sft import SFT
-from segros_train.objective import Objective
+from segros_train.training.objective import Objective
 from segros_train.types import GenerationBatch, Recipe
 
 CAPTIONS = ("a red circle", "a blue square is big", "a green square")

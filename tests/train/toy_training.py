@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segros_train.backbone import Backbone, ParameterGroups, Realisation
-from segros_train.data import GenerationSample, InstructionSample
 from segros_train.data.reading import DataError
-from segros_train.loop import TrainOutcome, train
+from segros_train.data.samples import GenerationSample, InstructionSample
+from segros_train.training.loop import TrainOutcome, train
 from segros_train.types import (
     BackboneCard,
     Embeddings,

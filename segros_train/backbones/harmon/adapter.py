@@ -10,20 +10,20 @@ import torch
 from torch import Generator, Tensor
 
 from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
-from segros_train.backbones.answering import answer, choice_logprobs
-from segros_train.backbones.checkpoints import write_checkpoint
-from segros_train.backbones.dialogues import labels_of
+from segros_train.backbones.common.answering import answer, choice_logprobs
+from segros_train.backbones.common.dialogues import labels_of
+from segros_train.backbones.common.instructions import INSTRUCTIONS
+from segros_train.backbones.common.modes import evaluating
+from segros_train.backbones.common.pretrained import write_checkpoint
+from segros_train.backbones.common.texts import Prompts
 from segros_train.backbones.harmon import sampling
 from segros_train.backbones.harmon.answering import next_token_loss, read, reader
 from segros_train.backbones.harmon.diffusion import draw_timesteps
 from segros_train.backbones.harmon.mar import gather_rows
 from segros_train.backbones.harmon.model import HarmonModel
 from segros_train.backbones.harmon.prompts import NO_CAPTION, HarmonTokenizer
-from segros_train.backbones.harmon.states import untied_state
+from segros_train.backbones.harmon.state_dict import untied_state
 from segros_train.backbones.harmon.transforms import CropToSquare, PadToSquare
-from segros_train.backbones.instructions import INSTRUCTIONS
-from segros_train.backbones.modes import evaluating
-from segros_train.backbones.texts import Prompts
 from segros_train.masking import truncated_normal_ratio
 from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, InstructionBatch, Supervision
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from segros_train.backbones import answering
-from segros_train.backbones.dialogues import Dialogue, embedded, lengths_of
+from segros_train.backbones.common import answering
+from segros_train.backbones.common.dialogues import Dialogue, embedded, lengths_of
+from segros_train.backbones.common.recompute import residual_stream
 from segros_train.backbones.harmon.model import HarmonModel
 from segros_train.backbones.harmon.transforms import PadToSquare
-from segros_train.recompute import residual_stream
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segros_train.backbones.common.recompute import residual_stream, sum_in_chunks
 from segros_train.backbones.harmon.config import DiffusionConfig
-from segros_train.recompute import residual_stream, sum_in_chunks
 
 __all__ = [
     "NUM_TRAINING_STEPS",

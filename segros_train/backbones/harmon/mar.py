@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segros_train.backbones.common.recompute import residual_stream, run_blocks
 from segros_train.backbones.harmon.config import MarConfig
 from segros_train.backbones.harmon.diffusion import DiffusionHead
-from segros_train.recompute import residual_stream, run_blocks
 
 __all__ = ["Mar", "Positions", "gather_rows"]
 

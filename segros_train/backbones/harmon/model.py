@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from segros_train.backbones.common.recompute import residual_stream
 from segros_train.backbones.harmon.config import HarmonConfig, LanguageConfig
 from segros_train.backbones.harmon.mar import Mar
 from segros_train.backbones.harmon.sequence import attention_mask, join, position_ids
 from segros_train.backbones.harmon.vae import AutoencoderKL
-from segros_train.recompute import residual_stream
 
 if TYPE_CHECKING:
     from segros_train.types import Checkpointing

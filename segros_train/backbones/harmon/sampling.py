@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from segros_train.backbones.common.images import decoded
+from segros_train.backbones.common.modes import inference
+from segros_train.backbones.common.texts import Prompts
 from segros_train.backbones.harmon.mar import Positions, gather_rows
 from segros_train.backbones.harmon.model import HarmonModel
 from segros_train.backbones.harmon.prompts import NO_CAPTION
 from segros_train.backbones.harmon.sequence import SequenceLayout, attention_mask
-from segros_train.backbones.images import decoded
-from segros_train.backbones.modes import inference
-from segros_train.backbones.texts import Prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Generator, Tensor
 
-from segros_train.backbones.images import CropToSquare, to_images, to_pixels
+from segros_train.backbones.common.images import CropToSquare, to_images, to_pixels
 
 __all__ = ["CropToSquare", "PadToSquare", "to_images", "to_pixels"]
 

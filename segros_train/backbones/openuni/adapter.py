@@ -11,15 +11,15 @@ import torch
 from torch import Generator, Tensor
 
 from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
-from segros_train.backbones.images import CropToSquare, to_pixels
-from segros_train.backbones.instructions import instructions_from
+from segros_train.backbones.common.images import CropToSquare, to_pixels
+from segros_train.backbones.common.instructions import instructions_from
 from segros_train.backbones.openuni import answering, sampling
-from segros_train.backbones.openuni.checkpoints import write_checkpoint
 from segros_train.backbones.openuni.flow import NUM_TRAINING_STEPS, add_noise, masked_velocity_error, timesteps_of
 from segros_train.backbones.openuni.model import OpenUniModel
 from segros_train.backbones.openuni.prefix import Prefix
+from segros_train.backbones.openuni.pretrained import write_checkpoint
 from segros_train.backbones.openuni.prompts import OpenUniTokenizer, Prompt
-from segros_train.backbones.openuni.states import is_frozen, upstream_names
+from segros_train.backbones.openuni.state_dict import is_frozen, upstream_names
 from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, InstructionBatch, Supervision
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from PIL import Image as Images
 from torch import Tensor
 from transformers import DynamicCache
 
-from segros_train.backbones import answering
-from segros_train.backbones.dialogues import IGNORED, PADDING_ID
-from segros_train.backbones.images import to_pixels
+from segros_train.backbones.common import answering
+from segros_train.backbones.common.dialogues import IGNORED, PADDING_ID
+from segros_train.backbones.common.images import to_pixels
 from segros_train.backbones.openuni.model import OpenUniModel
 from segros_train.backbones.openuni.prompts import Dialogue
 

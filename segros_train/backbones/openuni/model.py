@@ -19,10 +19,10 @@ from diffusers import AutoencoderDC, SanaTransformer2DModel
 from torch import Tensor, nn
 from transformers import DynamicCache, InternVLConfig, InternVLForConditionalGeneration
 
-from segros_train.backbones.modes import evaluating, inference
+from segros_train.backbones.common.modes import evaluating, inference
+from segros_train.backbones.common.recompute import residual_stream, run_blocks
 from segros_train.backbones.openuni.config import AutoencoderConfig, ConnectorConfig, OpenUniConfig, SanaConfig
 from segros_train.backbones.openuni.prefix import Prefix
-from segros_train.recompute import residual_stream, run_blocks
 
 if TYPE_CHECKING:
     from segros_train.types import Checkpointing

@@ -14,8 +14,8 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from segros_train.backbones.dialogues import IGNORED
-from segros_train.backbones.texts import Prompt, TextTokenizer
+from segros_train.backbones.common.dialogues import IGNORED
+from segros_train.backbones.common.texts import Prompt, TextTokenizer
 from segros_train.errors import PrerequisiteError
 from segros_train.types import Turn
 

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segros_train.backbones.images import decoded, to_pixels
-from segros_train.backbones.modes import inference
+from segros_train.backbones.common.images import decoded, to_pixels
+from segros_train.backbones.common.modes import inference
 from segros_train.backbones.openuni.flow import schedule, solve
 from segros_train.backbones.openuni.model import OpenUniModel
 from segros_train.backbones.openuni.prompts import NO_CAPTION

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
-from segros_train.backbones.answering import answer, choice_logprobs, supervised_places
-from segros_train.backbones.checkpoints import write_checkpoint
-from segros_train.backbones.dialogues import IGNORED, labels_of
-from segros_train.backbones.instructions import instructions_from
+from segros_train.backbones.common.answering import answer, choice_logprobs, supervised_places
+from segros_train.backbones.common.dialogues import IGNORED, labels_of
+from segros_train.backbones.common.instructions import instructions_from
+from segros_train.backbones.common.pretrained import write_checkpoint
 from segros_train.backbones.showo import sampling
 from segros_train.backbones.showo.answering import read, reader
 from segros_train.backbones.showo.layout import drawing_layout
 from segros_train.backbones.showo.model import ShowoModel
 from segros_train.backbones.showo.prompts import ShowoTokenizer
-from segros_train.backbones.showo.states import published_names
+from segros_train.backbones.showo.state_dict import published_names
 from segros_train.backbones.showo.transforms import CropForClip, CropToSquare
 from segros_train.masking import cosine_ratio
 from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, InstructionBatch, Supervision

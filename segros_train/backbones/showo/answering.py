@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from segros_train.backbones import answering
-from segros_train.backbones.dialogues import Dialogue, embedded, lengths_of
+from segros_train.backbones.common import answering
+from segros_train.backbones.common.dialogues import Dialogue, embedded, lengths_of
 from segros_train.backbones.showo.layout import reading_mask
 from segros_train.backbones.showo.model import ShowoModel
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from segros_train.backbones.configs import from_plain
+from segros_train.backbones.common.configs import from_plain
 
 __all__ = ["NUM_SPECIAL_TOKENS", "SYSTEM_PROMPT", "ClipConfig", "LanguageConfig", "ShowoConfig", "VqConfig"]
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, PhiConfig, PhiForCausalLM
 
-from segros_train.backbones.dialogues import IGNORED
+from segros_train.backbones.common.dialogues import IGNORED
+from segros_train.backbones.common.recompute import residual_stream, run_blocks, sum_in_chunks
 from segros_train.backbones.showo.attention import RowBlock, register
 from segros_train.backbones.showo.config import ClipConfig, ShowoConfig
 from segros_train.backbones.showo.vq import MagvitV2
-from segros_train.recompute import residual_stream, run_blocks, sum_in_chunks
 
 if TYPE_CHECKING:
     from segros_train.types import Checkpointing

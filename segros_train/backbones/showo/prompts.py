@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from segros_train.backbones.dialogues import IGNORED, Dialogue
-from segros_train.backbones.texts import TextTokenizer
+from segros_train.backbones.common.dialogues import IGNORED, Dialogue
+from segros_train.backbones.common.texts import TextTokenizer
 from segros_train.errors import PrerequisiteError
 from segros_train.types import Turn
 

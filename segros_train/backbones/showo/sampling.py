@@ -26,8 +26,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from segros_train.backbones.images import decoded
-from segros_train.backbones.modes import inference
+from segros_train.backbones.common.images import decoded
+from segros_train.backbones.common.modes import inference
 from segros_train.backbones.showo.model import ShowoModel
 from segros_train.draws import keyed_seed
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segros_train.backbones.weights import Located, absent, in_cache, locate_checkpoint
+from segros_train.backbones.common.weights import Located, absent, in_cache, locate_checkpoint
 from segros_train.files import segros_home
 from segros_train.types import BackboneCard, WeightFile
 

@@ -1,0 +1,1 @@
+"""Benchmarks: what each asks of a backbone, and how it scores the responses."""

@@ -1,0 +1,1 @@
+"""T2I-CompBench: attributes, relations and numbers, by a judge."""

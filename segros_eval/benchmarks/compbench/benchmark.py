@@ -1,0 +1,343 @@
+"""T2I-CompBench: does an image keep attributes, relations and numbers with the right objects?
+
+A judge scores each image against its prompt from 0 to 100. The default protocol is the one that RecA's numbers come
+from (`srum-2025-11`); it averages a reply that cannot be read as -1, which is reported beside (`strict_...`), while
+the headline leaves such replies out and counts them. Eight categories; the overall is their unweighted mean.
+
+Source: WayneJin0918/SRUM@a53ba18 (CompBench_eval); Karine-Huang/T2I-CompBench@1b70949 (examples/dataset).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from segros_eval.benchmarks.base import Interval, Judge, JudgeReply, JudgeRequest, Sample, Score, Tools, World
+from segros_train.errors import PrerequisiteError
+
+if TYPE_CHECKING:
+    from segros_eval.benchmarks.folders import ImageFolder
+    from segros_eval.statistics.bootstrap import Floats, Totals
+
+__all__ = ["CompBench"]
+
+SRUM_FILE = "val_comp.json"
+SRUM_SHA256 = "2b11f966a1d4f800150c0b4770c271bf5bd5b759f70ce6a6df72833db6432bfa"
+VAL_SHA256 = {
+    "color": "1634259756dbc77d13093d907d414480080ec9790a8c97ad09efaea7b2534f2d",
+    "shape": "37e1a276906c7ea9516cbd7ac8501be896006c0c17ca7344f260562834455bae",
+    "texture": "fbb5363515b4a28009e360afaaaf389d2dd2289e50dbb0c6ef4ea0c7fe4f3d4f",
+    "spatial": "8707a1d7e42ce3002d95363cf55f74bd043c843ae27108f5125aaaa7840ca988",
+    "non_spatial": "04c56cc9ac441dc9ea6c5157652058bd1635b5308526dd31bb29a1caab9a758d",
+    "numeracy": "dad8df141604b70ba7554bec724e3db0a80023680769b5c514854ea2d2527bbe",
+    "3d_spatial": "c9953597315f36a5fcb41291bb19bdc6ab5f64a0fa760d691b4854a73f5d1fe9",
+    "complex": "1b808018b8d9916db3d47d5aa2ef18377a3549a56901a474156f799824cdf3b4",
+}
+STRICT_FAILURE = -1.0
+"""What upstream averages for a reply that it cannot read. Source: SRUM, CompBench_eval/calculate_mean.py."""
+
+
+@dataclass(frozen=True)
+class CompBench:
+    """Score images against compositional prompts with a judge.
+
+    Attributes:
+        rules: `"srum-2025-11"` (2,670 rows, one text for all categories) or `"compbench-mllm-v1"` (2,400 prompts, a
+            description first and the category's own rubric; noun phrases by a rule of ours, not spaCy's).
+        images_per_prompt: Draws of each prompt.
+        judge_model: The judge.
+        judge_revision: Its revision; empty for what the server has.
+        shapes_prompts_per_category: Most prompts of each category in the embedded world.
+    """
+
+    version: ClassVar[int] = 1
+    """Raised when the benchmark's rules or readers change numbers."""
+
+    rules: Literal["srum-2025-11", "compbench-mllm-v1"] = "srum-2025-11"
+    images_per_prompt: int = 1
+    judge_model: str = "Qwen/Qwen2.5-VL-32B-Instruct"
+    judge_revision: str = ""
+    shapes_prompts_per_category: int = 20
+
+    needs = ("judge",)
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_prompt", "shapes_prompts_per_category"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+
+    @property
+    def protocol(self) -> str:
+        """Name of the rules, and the judge."""
+        revision = f"@{self.judge_revision}" if self.judge_revision else ""
+        return f"{self.rules} judged by {self.judge_model}{revision}"
+
+    def prompts(self, world: World, data: Path | None) -> list[dict[str, Any]]:
+        """Return the evaluation set: `prompt`, `category` and `question_id` of each row.
+
+        Args:
+            world: `"photo"` reads the official files below `data`; `"shapes"` builds the embedded world's set.
+            data: Folder of the official files.
+
+        Raises:
+            PrerequisiteError: If a file is missing or not the one of the protocol.
+        """
+        if world == "shapes":
+            from segros_train.data.shapes.prompts import compositional_prompts
+
+            return compositional_prompts(self.shapes_prompts_per_category)
+        if self.rules == "srum-2025-11":
+            rows = json.loads(_checked(data, SRUM_FILE, SRUM_SHA256).read_text(encoding="utf-8"))
+            return [
+                {"prompt": row["Question"], "category": row["Category"], "question_id": row["Question_id"]}
+                for row in rows
+            ]
+        return [
+            {"prompt": line.split("\t")[0].strip(), "category": category, "question_id": f"{category}-{number}"}
+            for category, digest in VAL_SHA256.items()
+            for number, line in enumerate(
+                _checked(data, f"{category}_val.txt", digest).read_text(encoding="utf-8").splitlines(), start=1
+            )
+            if line.strip()
+        ]
+
+    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
+        """Yield `images_per_prompt` draws of each row and seed; rows of one prompt share their images.
+
+        Args:
+            world: See `prompts`.
+            data: See `prompts`.
+            seeds: Seeds of the run.
+
+        Raises:
+            PrerequisiteError: See `prompts`.
+        """
+        for row in self.prompts(world, data):
+            for seed in seeds:
+                for draw in range(seed * self.images_per_prompt, (seed + 1) * self.images_per_prompt):
+                    item = f"{row['question_id']}/{draw:05d}"
+                    yield Sample(item, row["prompt"], "image", row["prompt"], seed=draw, metadata=row)
+
+    def folder_prompts(self, root: Path) -> Iterator[str]:
+        """Yield the prompts that a folder's file names hold.
+
+        Raises:
+            PrerequisiteError: If the layout is not found.
+        """
+        from segros_eval.benchmarks.compbench.folder import folder_prompts
+
+        return folder_prompts(root)
+
+    def read_folder(self, root: Path, world: World, data: Path | None, *, side_px: int | None = None) -> ImageFolder:
+        """Read a folder in the official layout against the evaluation set; see `compbench_folder`.
+
+        Raises:
+            PrerequisiteError: If the layout is not found, or the prompts are missing.
+        """
+        from segros_eval.benchmarks.compbench.folder import read_compbench_folder
+
+        return read_compbench_folder(
+            root, prompts=self.prompts(world, data), images_per_prompt=self.images_per_prompt, side_px=side_px
+        )
+
+    def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
+        """Let the judge score images.
+
+        Args:
+            samples: Samples with the row as metadata.
+            responses: Per sample an image, the path of one, or None; what is missing, unreadable or judged in a reply
+                that cannot be read is unscored.
+            tools: Needs the judge.
+
+        Raises:
+            PrerequisiteError: If there is no judge.
+        """
+        if tools.judge is None:
+            raise PrerequisiteError(
+                "T2I-CompBench is scored by a judge, and none was opened. Open one with "
+                "segros_eval.pipeline.tools.open_tools."
+            )
+        from segros_eval.benchmarks.folders import response_fault
+
+        faults = [response_fault(response) for response in responses]
+        good = [
+            (sample, response) for sample, response, fault in zip(samples, responses, faults, strict=True) if not fault
+        ]
+        judge = self._judge_srum if self.rules == "srum-2025-11" else self._judge_mllm
+        judged = iter(judge(good, tools))
+        return [
+            _unscored(sample, fault) if fault else next(judged) for sample, fault in zip(samples, faults, strict=True)
+        ]
+
+    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
+        """Sum up in percent: `overall` and the eight categories over the replies that could be read, then strictly.
+
+        A category whose images are asked for and have no score is None, and so is then the overall. The embedded world
+        asks for five of the eight; the overall is the mean of the categories that are asked for.
+        """
+        from segros_eval.benchmarks.compbench.rules import CATEGORIES
+
+        asked = {score.group for score in scores}
+        metrics: dict[str, float | None] = {}
+        for prefix, strict in (("", False), ("strict_", True)):
+            means = {group: _mean(scores, group, strict=strict) for group in asked}
+            categories = {name: _category(name, means) for name in CATEGORIES}
+            of_asked = [categories[name] for name in CATEGORIES if _groups(name) & asked]
+            metrics[f"{prefix}overall"] = _whole(of_asked)
+            metrics |= {f"{prefix}{name}": value for name, value in categories.items()}
+        return metrics
+
+    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
+        """Estimate 95% intervals of the headline and the categories by resampling prompts, over all categories.
+
+        Args:
+            scores: What `aggregate` sums up.
+            seed: Seed of the resampling.
+        """
+        from segros_eval.benchmarks.compbench.rules import COMPLEX_GROUPS
+        from segros_eval.statistics.bootstrap import bootstrap_intervals
+
+        found = bootstrap_intervals(
+            scores, {"overall": _overall_of, "complex": _complex_of}, seed=seed, stratified=False
+        )
+        metrics = self.aggregate(scores)
+        single = {name: found[name] for name in metrics if name in found and metrics[name] is not None}
+        return {name: interval for name, interval in single.items() if name not in COMPLEX_GROUPS}
+
+    def _judge_srum(self, good: Sequence[tuple[Sample, Any]], tools: Tools) -> list[Score]:
+        from segros_eval.benchmarks.compbench.rules import parse_srum, srum_text
+
+        assert tools.judge is not None
+        requests = [JudgeRequest(image, (srum_text(sample.prompt),), self.rules) for sample, image in good]
+        replies = tools.judge.ask(requests)
+        return [
+            _judged(sample, [reply], None if reply.text is None else parse_srum(reply.text))
+            for (sample, _), reply in zip(good, replies, strict=True)
+        ]
+
+    def _judge_mllm(self, good: Sequence[tuple[Sample, Any]], tools: Tools) -> list[Score]:
+        from segros_eval.benchmarks.compbench.rules import SCORE_SCHEMA, describe_text, product_score, rubric_texts
+
+        assert tools.judge is not None
+        first = [(describe_text(sample.metadata["category"]),) for sample, _ in good]
+        told = tools.judge.ask(
+            [
+                JudgeRequest(image, turn, self.rules, max_tokens=160)
+                for (_, image), turn in zip(good, first, strict=True)
+            ]
+        )
+        requests, owners = [], []
+        for place, ((sample, image), (opening,), said) in enumerate(zip(good, first, told, strict=True)):
+            for text in rubric_texts(sample.metadata["category"], sample.prompt) if said.text is not None else ():
+                answers = (said.text or "",)
+                requests.append(
+                    JudgeRequest(image, (opening, text), self.rules, answers, max_tokens=64, schema=SCORE_SCHEMA)
+                )
+                owners.append(place)
+        replies: dict[int, list[JudgeReply]] = {}
+        marks: dict[int, list[int]] = {}
+        for place, (reply, mark) in zip(owners, _marked(tools.judge, requests), strict=True):
+            replies.setdefault(place, []).append(reply)
+            marks.setdefault(place, []).extend([] if mark is None else [mark])
+        scores = []
+        for place, (sample, _) in enumerate(good):
+            given, whole = replies.get(place, [told[place]]), marks.get(place, [])
+            scores.append(_judged(sample, given, product_score(whole) if len(whole) == len(given) else None))
+        return scores
+
+
+def _marked(judge: Judge, requests: Sequence[JudgeRequest]) -> list[tuple[JudgeReply, int | None]]:
+    """Ask for scores in the demanded form, and once more as free text where a reply is not in it."""
+    from segros_eval.benchmarks.compbench.rules import parse_free_score, parse_json_score
+
+    marked = [(reply, parse_json_score(reply.text or "")) for reply in judge.ask(requests)]
+    unread = [place for place, (_, mark) in enumerate(marked) if mark is None]
+    freely = judge.ask([replace(requests[place], schema=None) for place in unread]) if unread else []
+    for place, reply in zip(unread, freely, strict=True):
+        marked[place] = (reply, parse_free_score(reply.text or ""))
+    return marked
+
+
+def _judged(sample: Sample, replies: Sequence[JudgeReply], mark: float | None) -> Score:
+    """Return the score of a judged image; `mark` is on the scale of 0 to 100, None where the replies have none."""
+    group = _group(sample)
+    silent = [reply.reason for reply in replies if reply.text is None]
+    if silent:
+        return _unscored(sample, f"the judge gave no answer: {silent[0]}")
+    texts = [reply.text for reply in replies]
+    raw = {"replies": texts}
+    if mark is None or not 0 <= mark <= 100:
+        reason = "unparsed reply: no score" if mark is None else f"unparsed reply: score {mark} is not within 0 to 100"
+        return Score(sample.item_id, sample.cluster_id, raw, mark, "unscored", None, reason=reason, group=group)
+    return Score(sample.item_id, sample.cluster_id, raw, mark, "scored", mark / 100, reason="", group=group)
+
+
+def _unscored(sample: Sample, reason: str) -> Score:
+    return Score(sample.item_id, sample.cluster_id, None, None, "unscored", None, reason=reason, group=_group(sample))
+
+
+def _group(sample: Sample) -> str:
+    from segros_eval.benchmarks.compbench.rules import group_of
+
+    return group_of(sample.metadata["category"])
+
+
+def _groups(category: str) -> set[str]:
+    from segros_eval.benchmarks.compbench.rules import COMPLEX_GROUPS
+
+    return set(COMPLEX_GROUPS) if category == "complex" else {category}
+
+
+def _mean(scores: Sequence[Score], group: str, *, strict: bool) -> float | None:
+    """Return the mean of a group's scores on the scale of 0 to 100; strictly, an unread reply counts as upstream's."""
+    marks = []
+    for score in scores:
+        if score.group == group and score.raw is not None:
+            if strict:
+                marks.append(STRICT_FAILURE if score.parsed is None else float(score.parsed))
+            elif score.value is not None:
+                marks.append(100 * score.value)
+    return sum(marks) / len(marks) if marks else None
+
+
+def _category(name: str, means: Mapping[str, float | None]) -> float | None:
+    return _whole([means[group] for group in sorted(_groups(name)) if group in means])
+
+
+def _whole(values: Sequence[float | None]) -> float | None:
+    """Return the mean of values none of which is missing."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _complex_of(totals: Totals) -> Floats:
+    from segros_eval.benchmarks.compbench.rules import COMPLEX_GROUPS
+
+    columns = [place for place, group in enumerate(totals.groups) if group in COMPLEX_GROUPS]
+    return totals.means[:, columns].mean(axis=1)
+
+
+def _overall_of(totals: Totals) -> Floats:
+    from segros_eval.benchmarks.compbench.rules import COMPLEX_GROUPS
+
+    simple = [place for place, group in enumerate(totals.groups) if group not in COMPLEX_GROUPS]
+    parts = totals.means[:, simple]
+    if len(simple) == len(totals.groups):
+        return parts.mean(axis=1)
+    return (parts.sum(axis=1) + _complex_of(totals)) / (len(simple) + 1)
+
+
+def _checked(data: Path | None, name: str, sha256: str) -> Path:
+    """Return an official file, which is the one of the protocol."""
+    from segros_eval.benchmarks.fetch import PinnedFile, file_fault
+
+    fault = "no data folder was given" if data is None else file_fault(PinnedFile(name, "", sha256), data)
+    if data is None or fault is not None:
+        raise PrerequisiteError(
+            f"T2I-CompBench's official files are missing: {name if data is None else data / name}: {fault}. "
+            "Get them with `segros data fetch compbench`."
+        )
+    return data / name

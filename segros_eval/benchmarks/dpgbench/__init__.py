@@ -1,0 +1,1 @@
+"""DPG-Bench: long prompts, by questions about the image."""

@@ -1,0 +1,1 @@
+"""mPLUG, the answerer that DPG-Bench means."""

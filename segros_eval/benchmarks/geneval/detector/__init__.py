@@ -1,0 +1,1 @@
+"""The detector of photographs: Mask2Former for objects, CLIP for their colours."""

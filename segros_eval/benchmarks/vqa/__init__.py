@@ -1,0 +1,1 @@
+"""Benchmarks of questions about images: MME, POPE, GQA, MMMU, SEED-Bench."""

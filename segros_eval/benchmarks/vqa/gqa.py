@@ -1,0 +1,120 @@
+"""GQA: a question about a scene, answered in a word; right where the word is the expected one.
+
+Case and ASCII punctuation do not count, spaces within do. `strict_lower` compares without removing punctuation.
+
+Source: EvolvingLMMs-Lab/lmms-eval@75571cf, tasks/gqa and api/metrics.py (exact_match with ignore_case and
+ignore_punctuation); open-compass/VLMEvalKit@e8e78f0, vlmeval/dataset/image_vqa.py.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from segros_eval.benchmarks.base import Interval, Sample, Score, Tools, World
+from segros_eval.benchmarks.vqa.questions import (
+    WORD,
+    Rules,
+    Verdict,
+    answer_of,
+    check_positive,
+    judge,
+    mean_percent,
+    named_intervals,
+    protocol_id,
+    share_unparsed,
+)
+
+__all__ = ["GQA", "normalised"]
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalised(text: str) -> str:
+    """Return a text in lower case without ASCII punctuation; spaces stay, also those before a removed mark."""
+    return text.lower().translate(_NO_PUNCTUATION)
+
+
+@dataclass(frozen=True)
+class GQA:
+    """Score answers by the rules of GQA.
+
+    Attributes:
+        rules: Whose comparison of answers; the prompt is the same.
+        max_new_tokens: Largest length of an answer.
+        num_rows: Questions of the whole set; None takes any number.
+        shapes_pictures: Pictures in the embedded world, with three questions each.
+    """
+
+    version: ClassVar[int] = 1
+    """Raised when the benchmark's rules or readers change numbers."""
+
+    rules: Rules = "standard"
+    max_new_tokens: int = 16
+    num_rows: int | None = 12_578
+    shapes_pictures: int = 300
+
+    def __post_init__(self) -> None:
+        check_positive(self, "max_new_tokens", "num_rows", "shapes_pictures")
+
+    @property
+    def protocol(self) -> str:
+        """Name, version and every departure from the default."""
+        return protocol_id("gqa", self)
+
+    def prompt(self, record: Mapping[str, Any]) -> str:
+        """Return what is asked about a record."""
+        return f"{record['question']}\n{WORD}"
+
+    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
+        """Yield every question once: an answer is decoded without chance, so seeds change nothing.
+
+        Raises:
+            PrerequisiteError: If the data is missing or damaged.
+        """
+        from segros_eval.benchmarks.vqa.data import question_set
+
+        records = question_set("gqa", world, data, num_rows=self.num_rows, shapes_size=self.shapes_pictures)
+        for item_id, record, pictures in records:
+            metadata = {**record, "group": ""}
+            yield Sample(item_id, record["imageId"], "answer", self.prompt(record), images=pictures, metadata=metadata)
+
+    def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
+        """Judge answers: 1 where the answer is the expected one. An empty answer counts as unparsed."""
+        return judge(samples, responses, self._read)
+
+    def _read(self, sample: Sample, answer: str) -> Verdict:
+        gold = sample.metadata["answer"]
+        if self.rules == "vlmevalkit":
+            found, right = answer.strip().lower(), gold.strip().lower()
+        else:
+            found, right = normalised(answer.strip()), normalised(gold)
+        return Verdict(found or None, float(found == right))
+
+    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
+        """Sum up in percent: `accuracy`, and `strict_lower`, which minds punctuation."""
+        return {
+            "accuracy": mean_percent(score.value for score in scores),
+            "strict_lower": mean_percent(_strict(score) for score in scores),
+            "unparsed": share_unparsed(scores),
+        }
+
+    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
+        """Estimate the 95% interval of the accuracy from its standard error, clustered by picture.
+
+        Args:
+            scores: The same scores that `aggregate` sums up.
+            seed: Not used: nothing is resampled.
+        """
+        from segros_eval.statistics.clustered import clustered_interval
+
+        accuracy = clustered_interval(scores)
+        return named_intervals(self.aggregate(scores), {"accuracy": accuracy} if accuracy else {})
+
+
+def _strict(score: Score) -> float | None:
+    given = answer_of(score)
+    return None if given is None else float(given[0].strip().lower() == given[1].strip().lower())

@@ -1,0 +1,209 @@
+"""MMMU, the validation questions: thirty subjects of six disciplines, with options or with a free answer.
+
+An option's letter, or its text, is read by MMMU's own rule, which is silent where it finds nothing. Upstream then
+draws a letter; here such an answer scores 0 and is counted, and `expected_credit` says what drawing would earn on
+average. A question about several pictures is asked by an explicit policy, because many models take only one.
+
+Source: MMMU-Benchmark/MMMU eval_utils.py; EvolvingLMMs-Lab/lmms-eval@75571cf, tasks/mmmu/utils.py;
+open-compass/VLMEvalKit@e8e78f0, vlmeval/dataset/image_mcq.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from segros_eval.benchmarks.base import Interval, Picture, Sample, Score, Tools, World
+from segros_eval.benchmarks.vqa.categories import DOMAINS, options_of, subject_of
+from segros_eval.benchmarks.vqa.choices import (
+    guess,
+    infer_choice,
+    lmms_letter,
+    matches_open,
+    official_letter,
+    open_readings,
+)
+from segros_eval.benchmarks.vqa.questions import (
+    LETTER,
+    WORD,
+    Decoding,
+    Rules,
+    Verdict,
+    check_positive,
+    judge,
+    mean_percent,
+    named_intervals,
+    protocol_id,
+    share_unparsed,
+    vlmevalkit_choice_prompt,
+)
+
+__all__ = ["MMMU", "MultiImage", "gold_answers"]
+
+MultiImage = Literal["joined", "first", "all"]
+"""Several pictures of a question: side by side in one, the first alone, or as they are."""
+
+_DOMAIN_OF = {subject: domain for domain, subjects in DOMAINS.items() for subject in subjects}
+_OTHER = "Other Answers"
+
+
+def gold_answers(answer: Any) -> list[str]:
+    """Return every accepted answer; the data writes several as the text of a list."""
+    if isinstance(answer, str) and answer.startswith("["):
+        try:
+            answer = ast.literal_eval(answer)
+        except (ValueError, SyntaxError):
+            return [answer]
+    return list(map(str, answer)) if isinstance(answer, (list, tuple)) else [str(answer)]
+
+
+@dataclass(frozen=True)
+class MMMU:
+    """Score answers by the rules of MMMU.
+
+    Attributes:
+        rules: Whose prompts and whose reading of an answer. Under `lmms-eval` a free answer never scores, under
+            `vlmevalkit` it is matched with the right answer as option A and "Other Answers" as B: their known errors.
+        max_new_tokens: Largest length of an answer.
+        decoding: Whether an answer is decoded, or the letters of a question with options are weighed.
+        multi_image: What is shown of a question's pictures where it has several.
+        random_fallback: Whether to draw a letter where none can be read, as upstream does, seeded per question.
+        num_rows: Questions of the whole set; None takes any number.
+        shapes_questions: Questions of each of four subjects in the embedded world.
+    """
+
+    version: ClassVar[int] = 1
+    """Raised when the benchmark's rules or readers change numbers."""
+
+    rules: Rules = "standard"
+    max_new_tokens: int = 128
+    decoding: Decoding = "greedy"
+    multi_image: MultiImage = "joined"
+    random_fallback: bool = False
+    num_rows: int | None = 900
+    shapes_questions: int = 60
+
+    def __post_init__(self) -> None:
+        check_positive(self, "max_new_tokens", "num_rows", "shapes_questions")
+
+    @property
+    def protocol(self) -> str:
+        """Name, version and every departure from the default."""
+        return protocol_id("mmmu", self)
+
+    def prompt(self, record: Mapping[str, Any]) -> str:
+        """Return what is asked about a record."""
+        options = options_of(record)
+        if self.rules == "vlmevalkit":
+            return vlmevalkit_choice_prompt(record["question"], options)
+        if record["question_type"] == "open":
+            return f"{record['question']}\n\n{WORD}"
+        listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+        return f"{record['question']}\n{listed}\n\n{LETTER}"
+
+    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
+        """Yield every question once: an answer is decoded without chance, so seeds change nothing.
+
+        Raises:
+            PrerequisiteError: If the data is missing or damaged.
+        """
+        from segros_eval.benchmarks.vqa.data import question_set
+
+        records = question_set("mmmu", world, data, num_rows=self.num_rows, shapes_size=self.shapes_questions)
+        for item_id, record, pictures in records:
+            letters = tuple(options_of(record)) if record["question_type"] != "open" else ()
+            yield Sample(
+                item_id,
+                item_id,
+                "answer",
+                self.prompt(record),
+                images=self._shown(pictures),
+                choices=letters if self.decoding == "logprobs" else (),
+                metadata={**record, "group": subject_of(item_id)},
+            )
+
+    def _shown(self, pictures: tuple[Path | Picture, ...]) -> tuple[Path | Picture, ...]:
+        if len(pictures) == 1 or self.multi_image == "all":
+            return pictures
+        if self.multi_image == "first":
+            return pictures[:1]
+        from segros_eval.benchmarks.vqa.pictures import Joined
+
+        return (Joined(pictures),)
+
+    def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
+        """Judge answers: 1 where the letter read is the right one, or a reading of a free answer matches."""
+        return judge(samples, responses, self._read)
+
+    def _read(self, sample: Sample, answer: str) -> Verdict:
+        record = sample.metadata
+        if record["question_type"] == "open":
+            return self._read_open(record, answer.strip())
+        options = options_of(record)
+        letter = _LETTER_RULES[self.rules](answer.strip(), options)
+        if letter is None and self.random_fallback:
+            letter = guess(list(options))
+        return Verdict(letter, float(letter == record["answer"]), {"num_options": len(options)})
+
+    def _read_open(self, record: Mapping[str, Any], answer: str) -> Verdict:
+        gold = gold_answers(record["answer"])
+        if self.rules == "vlmevalkit":
+            letter = infer_choice(answer, {"A": gold[0], "B": _OTHER})
+            return Verdict(letter, float(letter == "A"))
+        readings = open_readings(answer)
+        right = self.rules == "standard" and matches_open(readings, gold)
+        shown = [str(found) if isinstance(found, float) and not math.isfinite(found) else found for found in readings]
+        return Verdict(shown, float(right))
+
+    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
+        """Sum up in percent: `accuracy` over all questions, disciplines, subjects, and the credit guesses would earn.
+
+        Raises:
+            ValueError: If a score is of no subject of MMMU.
+        """
+        by_subject: dict[str, list[float | None]] = {}
+        for score in scores:
+            if score.group not in _DOMAIN_OF:
+                raise ValueError(f"Item {score.item_id!r} is of subject {score.group!r}, which MMMU does not have.")
+            by_subject.setdefault(score.group, []).append(score.value)
+        domains = {
+            domain: mean_percent(value for subject in subjects for value in by_subject.get(subject, ()))
+            for domain, subjects in DOMAINS.items()
+        }
+        return {
+            "accuracy": mean_percent(score.value for score in scores),
+            "expected_credit": mean_percent(map(_credit, scores)),
+            **domains,
+            **{subject: mean_percent(by_subject.get(subject, ())) for subject in _DOMAIN_OF},
+            "unparsed": share_unparsed(scores),
+        }
+
+    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
+        """Estimate 95% intervals of accuracies from their standard errors; questions are independent here.
+
+        Args:
+            scores: The same scores that `aggregate` sums up.
+            seed: Not used: nothing is resampled.
+        """
+        from segros_eval.statistics.clustered import clustered_interval, group_intervals
+
+        found = group_intervals(scores, unit="question")
+        for domain, subjects in DOMAINS.items():
+            interval = clustered_interval([score for score in scores if score.group in subjects], unit="question")
+            found |= {domain: interval} if interval else {}
+        whole = clustered_interval(scores, unit="question")
+        return named_intervals(self.aggregate(scores), found | ({"accuracy": whole} if whole else {}))
+
+
+_LETTER_RULES = {"standard": official_letter, "lmms-eval": lmms_letter, "vlmevalkit": infer_choice}
+
+
+def _credit(score: Score) -> float | None:
+    """Return an item's value, or what a letter drawn at random would earn where none could be read."""
+    if score.status != "unparsed" or "num_options" not in score.raw:
+        return score.value
+    return 1 / score.raw["num_options"]

@@ -1,0 +1,157 @@
+"""What the benchmarks of questions share: prompts, protocols, and the way from an answer to a score.
+
+Three protocols are named. `standard` is the default: lmms-eval's prompts with each benchmark's own rule of scoring,
+and no guess where an answer cannot be read. `lmms-eval` and `vlmevalkit` repeat what those harnesses do, their known
+errors included, for whoever compares with numbers made by them.
+
+An answer that was given and cannot be read is scored by the protocol and counted as unparsed. One that is missing, or
+cannot be asked for, is unscored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from segros_eval.benchmarks.base import Interval, Sample, Score
+
+__all__ = [
+    "LETTER",
+    "WORD",
+    "Decoding",
+    "Rules",
+    "Verdict",
+    "answer_of",
+    "check_positive",
+    "judge",
+    "mean_percent",
+    "named_intervals",
+    "protocol_id",
+    "share_unparsed",
+    "vlmevalkit_choice_prompt",
+]
+
+Rules = Literal["standard", "lmms-eval", "vlmevalkit"]
+Decoding = Literal["greedy", "logprobs"]
+"""`logprobs` picks the choice whose first token is the likeliest first token of the answer; nothing is decoded."""
+
+WORD = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
+
+_VERSIONS: Mapping[str, str] = {"standard": "1", "lmms-eval": "75571cf", "vlmevalkit": "e8e78f0"}
+_NO_PART_OF_THE_PROTOCOL = ("rules", "shapes_")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a protocol makes of an answer.
+
+    Attributes:
+        parsed: What it read, JSON-ready; None where it read nothing.
+        value: What that is worth, in [0, 1].
+        more: What further metrics need besides the answer and the right one, JSON-ready.
+    """
+
+    parsed: Any
+    value: float
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def protocol_id(benchmark: str, evaluator: Any) -> str:
+    """Return the name of a benchmark's protocol with its version and every option that departs from the default.
+
+    Args:
+        benchmark: Name of the benchmark.
+        evaluator: A dataclass with a field `rules`.
+    """
+    changed = [
+        f"{field.name}={getattr(evaluator, field.name)}"
+        for field in dataclasses.fields(evaluator)
+        if not field.name.startswith(_NO_PART_OF_THE_PROTOCOL) and getattr(evaluator, field.name) != field.default
+    ]
+    return " ".join([benchmark, f"{evaluator.rules}@{_VERSIONS[evaluator.rules]}", *changed])
+
+
+def check_positive(evaluator: Any, *names: str) -> None:
+    """Raise ValueError where a field is a number below 1; None passes."""
+    for name in names:
+        value = getattr(evaluator, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value}.")
+
+
+def judge(samples: Sequence[Sample], responses: Sequence[Any], read: Callable[[Sample, str], Verdict]) -> list[Score]:
+    """Score answers in order.
+
+    Args:
+        samples: What was asked; the record's `answer` is the right one, its `group` the category.
+        responses: Per sample a text, the log-probabilities of its choices, or None.
+        read: What the protocol makes of an answer.
+    """
+    return [_judged(sample, response, read) for sample, response in zip(samples, responses, strict=True)]
+
+
+def _judged(sample: Sample, response: Any, read: Callable[[Sample, str], Verdict]) -> Score:
+    group = sample.metadata["group"]
+    if response is None:
+        return Score(sample.item_id, sample.cluster_id, None, None, "unscored", None, "no answer was given", group)
+    answer = response if isinstance(response, str) else sample.choices[_likeliest(response)]
+    verdict = read(sample, answer)
+    gold = sample.metadata["answer"]
+    raw: dict[str, Any] = {"answer": answer, "gold": gold, **verdict.more}
+    if not isinstance(response, str):
+        raw["logprobs"] = dict(zip(sample.choices, response, strict=True))
+    reason = "" if verdict.value == 1 else f"right is {_listed(gold)}"
+    status: Literal["scored", "unparsed"] = "scored"
+    if verdict.parsed is None:
+        status, reason = "unparsed", f"cannot be read; {reason}" if reason else "cannot be read"
+    return Score(sample.item_id, sample.cluster_id, raw, verdict.parsed, status, verdict.value, reason, group)
+
+
+def answer_of(score: Score) -> tuple[str, Any] | None:
+    """Return the answer that was given and the right one; None of an unscored score."""
+    return None if score.value is None else (score.raw["answer"], score.raw["gold"])
+
+
+def mean_percent(values: Iterable[float | None]) -> float | None:
+    """Return the mean in percent of what is not None, None where nothing is."""
+    known = [value for value in values if value is not None]
+    return 100 * math.fsum(known) / len(known) if known else None
+
+
+def share_unparsed(scores: Iterable[Score]) -> float | None:
+    """Return the percentage of unparsed answers among those that were given."""
+    return mean_percent(float(score.status == "unparsed") for score in scores if score.value is not None)
+
+
+def vlmevalkit_choice_prompt(question: str, options: Mapping[str, str], hint: str = "") -> str:
+    """Return a question with options as VLMEvalKit writes it.
+
+    Args:
+        question: The question.
+        options: Texts by letter; none for a question without options.
+        hint: What the data adds to the question.
+
+    Source: open-compass/VLMEvalKit@e8e78f0, vlmeval/dataset/image_mcq.py.
+    """
+    listed = "".join(f"{letter}. {text}\n" for letter, text in options.items())
+    parts = [f"Hint: {hint}\n" if hint else "", f"Question: {question}\n"]
+    if listed:
+        parts += [f"Options:\n{listed}", "Please select the correct answer from the options above. \n"]
+    return "".join(parts)
+
+
+def _likeliest(logprobs: Sequence[float]) -> int:
+    return max(range(len(logprobs)), key=logprobs.__getitem__)
+
+
+def _listed(gold: Any) -> str:
+    return " or ".join(map(str, gold)) if isinstance(gold, (list, tuple)) else str(gold)
+
+
+def named_intervals(metrics: Mapping[str, float | None], found: Mapping[str, Interval]) -> dict[str, Interval]:
+    """Return the intervals of metrics that have a value, in the metrics' order."""
+    return {name: found[name] for name, value in metrics.items() if value is not None and name in found}

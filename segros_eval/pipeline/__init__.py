@@ -1,0 +1,1 @@
+"""From declarations to results: catalog, plan, preflight, runner, and what they write and read."""

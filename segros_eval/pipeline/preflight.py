@@ -1,0 +1,310 @@
+"""Find everything a plan lacks before the first expensive second, each with its remedy, and estimate its cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from segros_eval.benchmarks.lmms_eval import missing_harness
+from segros_eval.pipeline.generate import ask
+from segros_eval.pipeline.plan import Cell, RunPlan, Stage
+from segros_eval.pipeline.tools import missing_tool
+from segros_train.backbones.common.weights import SHIPPED_WEIGHTS
+from segros_train.errors import PrerequisiteError
+from segros_train.files import data_folder, located
+from segros_train.types import BackboneCard, DataCard
+
+__all__ = [
+    "Cost",
+    "Problem",
+    "check_device",
+    "check_plan",
+    "damaged",
+    "estimate",
+    "existing",
+    "located",
+    "missing_data",
+    "missing_weights",
+]
+
+BYTES_PER_PIXEL = 1.5
+"""Of a PNG, generously: photographs take about 1.4, scenes of the embedded world 0.6."""
+STATES_PER_WEIGHT = 3
+"""A float32 weight in training state: itself and AdamW's two moments."""
+CHECKPOINTS_KEPT = 2
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something missing.
+
+    Attributes:
+        what: What was asked and what was found.
+        remedy: What to do.
+    """
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.remedy}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a stage takes.
+
+    Attributes:
+        num_responses: Images or answers per evaluation; None where the data to count them is missing.
+        num_updates: Updates of training.
+        num_micro_steps: Micro-steps of training.
+        num_samples: Captioned images and dialogues seen in training.
+        disk_bytes: Images and checkpoints; None where their number or size is not known.
+    """
+
+    num_responses: tuple[int | None, ...]
+    num_updates: int
+    num_micro_steps: int
+    num_samples: int
+    disk_bytes: int | None
+
+
+def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
+    """Return everything that would stop the plan, without repeats.
+
+    Args:
+        plan: What will be done.
+        out: Folder of run folders.
+        device: Torch device, or `"auto"`.
+    """
+    problems = [*_unwritable(out), *check_device(device)]
+    for stage in plan.stages:
+        if stage.checkpoint is not None:
+            problems += [*damaged(stage.checkpoint), *missing_weights(stage.card, stage.checkpoint)]
+        elif not stage.task.from_scratch:
+            problems += missing_weights(stage.card)
+        if stage.data is not None and stage.recipe is not None:
+            problems += missing_data(stage.data, dialogues=stage.recipe.i2t_weight > 0)
+        for cell in stage.cells:
+            problems += _evaluation(stage, cell)
+    problems += _too_big(plan, out)
+    return list(dict.fromkeys(problems))
+
+
+def estimate(stage: Stage) -> Cost:
+    """Return what a stage takes."""
+    counts = tuple(_num_responses(stage, cell) for cell in stage.cells)
+    drawn = [count for cell, count in zip(stage.cells, counts, strict=True) if cell.task.kind == "image"]
+    known = [count for count in drawn if count is not None]
+    disk: int | None = None
+    if len(known) == len(drawn):
+        disk = int(sum(known) * stage.card.image_size_px**2 * BYTES_PER_PIXEL)
+    recipe = stage.recipe
+    if recipe is None:
+        return Cost(counts, 0, 0, 0, disk)
+    per_micro_step = recipe.batch_size
+    if recipe.i2t_weight > 0:
+        per_micro_step += recipe.i2t_batch_size or recipe.batch_size
+    weights = num_weights(stage.card)
+    if disk is not None:
+        disk = None if weights is None else disk + weights * 4 * (STATES_PER_WEIGHT + 1) * CHECKPOINTS_KEPT
+    return Cost(counts, recipe.optimizer_steps, recipe.micro_steps, recipe.micro_steps * per_micro_step, disk)
+
+
+def missing_weights(card: BackboneCard, checkpoint: Path | None = None) -> list[Problem]:
+    """Return what a backbone's weights lack; a checkpoint may lie over published ones."""
+    if checkpoint is None and not card.weights:
+        folder = SHIPPED_WEIGHTS / card.name
+        if (folder / "config.json").is_file():
+            return []
+        remedy = f"Install it again, or make them: segros train --method pretrain --backbone {card.name}."
+        return [Problem(f"The weights of {card.name} should come with segros, {folder} lacks them", remedy)]
+    family = importlib.import_module(f"segros_train.backbones.{card.family}.loading")
+    return [_problem(text) for text in family.missing_weights(card, checkpoint)]
+
+
+def damaged(checkpoint: Path) -> list[Problem]:
+    """Return what is wrong with a checkpoint's tensors, as far as their headers tell."""
+    remedy = "Take another checkpoint, or train again."
+    problems = []
+    weights = sorted(checkpoint.glob("*.safetensors"))
+    if not weights:
+        problems.append(Problem(f"Checkpoint {checkpoint} is incomplete: it holds no safetensors file", remedy))
+    for path in weights:
+        try:
+            expected = _safetensors_size(path)
+        except (ValueError, KeyError, TypeError, struct.error):
+            problems.append(Problem(f"{path} is damaged: its header cannot be read", remedy))
+            continue
+        if expected != path.stat().st_size:
+            what = f"{path} is damaged: {path.stat().st_size:,} bytes of {expected:,}"
+            problems.append(Problem(what, remedy))
+    return problems
+
+
+def _safetensors_size(path: Path) -> int:
+    """Return the size that a safetensors file's header announces."""
+    start, header = _safetensors_header(path)
+    return start + max(
+        (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+    )
+
+
+def _safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Return where the numbers of a safetensors file start, and what its header says."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > path.stat().st_size:
+            raise ValueError("the header is longer than the file")
+        return 8 + length, json.loads(stream.read(length))
+
+
+def _problem(sentence: str) -> Problem:
+    """Split a message at the colon or full stop after which its remedy stands."""
+    parts = re.match(r"(.*? (?:is|are) missing)[:.] (.*)", sentence, flags=re.DOTALL)
+    what, remedy = parts.groups() if parts else sentence.rstrip(".").partition(". ")[::2]
+    return Problem(what, remedy)
+
+
+def missing_data(card: DataCard, *, dialogues: bool = True) -> list[Problem]:
+    """Return what training data lacks on this machine.
+
+    Args:
+        card: The data.
+        dialogues: Whether its dialogues are needed.
+    """
+    problems = []
+    if dialogues and card.instruction is None:
+        remedy = "Train without the i2t loss (--set i2t_weight=0), or choose other data with --data."
+        problems.append(Problem(f"Training data {card.name} has no dialogues for the i2t loss", remedy))
+    for source in (card.generation, card.instruction if dialogues else None):
+        kind, _, place = (source or "shapes").partition(":")
+        if kind == "shapes":
+            continue
+        if kind == "hub":
+            folder = _hub_cache() / f"datasets--{place.replace('/', '--')}"
+            remedy = f"Fetch it: hf download --repo-type dataset {place}."
+        else:
+            folder = data_folder(place)
+            remedy = f"Put it there, or choose other data with --data. {card.notes}".strip()
+        if not folder.is_dir():
+            problems.append(Problem(f"Training data {card.name} ({source}) is missing: no folder {folder}", remedy))
+    return problems
+
+
+def num_weights(card: BackboneCard) -> int | None:
+    """Return the number of weights of a backbone whose weights are shipped, None where it is not known."""
+    files = sorted((SHIPPED_WEIGHTS / card.name).glob("*.safetensors"))
+    return sum(_num_numbers(path) for path in files) if files else None
+
+
+def _num_numbers(path: Path) -> int:
+    """Count the numbers in a safetensors file by its header alone."""
+    _, header = _safetensors_header(path)
+    total = 0
+    for name, entry in header.items():
+        size = 1
+        for side in entry.get("shape", ()):
+            size *= side
+        total += size if name != "__metadata__" else 0
+    return total
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _evaluation(stage: Stage, cell: Cell) -> Iterator[Problem]:
+    lacking = missing_tool(cell.task, stage.card.world)
+    if lacking is not None:
+        yield Problem(lacking.what, lacking.remedy)
+    if cell.task.kind == "harness":
+        missing = missing_harness()
+        if missing is not None:
+            yield _problem(missing)
+        return
+    try:
+        if not ask(stage, cell):
+            yield Problem(f"{cell.task.title} has nothing to ask", "Raise --limit.")
+    except PrerequisiteError as error:
+        yield _problem(str(error))
+
+
+def _num_responses(stage: Stage, cell: Cell) -> int | None:
+    if cell.task.kind == "harness":
+        return None
+    try:
+        return len(ask(stage, cell))
+    except PrerequisiteError:
+        return None
+
+
+def existing(path: Path) -> Path:
+    """Return a path, or the nearest one above it that is there and may be seen."""
+    while not os.path.exists(path):  # Path.exists raises where a folder above may not be entered.
+        path = path.parent
+    return path
+
+
+def _unwritable(out: Path) -> Iterator[Problem]:
+    folder = existing(out)
+    remedy = "Choose another folder with --out, or mend its rights."
+    if not folder.is_dir():
+        yield Problem(f"Cannot write to {out}: {folder} is a file", remedy)
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        yield Problem(f"Cannot write to {out}: {error.strerror}", remedy)
+
+
+def check_device(device: str) -> Iterator[Problem]:
+    """Yield what keeps a device from being used: it is unknown, or not there."""
+    if device in ("auto", "cpu"):
+        return
+    import torch
+
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not (index.isdecimal() or device == "cuda"):
+        yield Problem(f"--device takes auto, cpu or cuda, found {device!r}", "Leave it out to take the best there is.")
+    elif not torch.cuda.is_available():
+        yield Problem(f"--device {device}: torch finds no CUDA device here", "Use --device cpu, or mend the driver.")
+    elif index and int(index) >= torch.cuda.device_count():
+        yield Problem(f"--device {device}: the last one here is cuda:{torch.cuda.device_count() - 1}", "Take that one.")
+
+
+def _too_big(plan: RunPlan, out: Path) -> Iterator[Problem]:
+    needed, free = sum(estimate(stage).disk_bytes or 0 for stage in plan.stages), shutil.disk_usage(existing(out)).free
+    if needed > free:
+        yield Problem(
+            f"The run writes about {needed / GIB:.1f} GiB, {out} has {free / GIB:.1f} GiB free",
+            "Free space, or choose another folder with --out.",
+        )
+    weights = max((num_weights(stage.card) or 0 for stage in plan.stages if stage.trains), default=0)
+    needed, total = weights * 4 * (STATES_PER_WEIGHT + 1), _memory_bytes()
+    if total is not None and needed > total:
+        yield Problem(
+            f"Training takes at least {needed / GIB:.1f} GiB of memory, this machine has {total / GIB:.1f} GiB",
+            "Choose a smaller backbone or another machine.",
+        )
+
+
+def _memory_bytes() -> int | None:
+    """Return the memory of this machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -1,0 +1,1 @@
+"""Leaderboards, reports and comparisons, laid out for pages and terminals."""

@@ -1,0 +1,1 @@
+"""The embedded world read back: its detector and its judge."""

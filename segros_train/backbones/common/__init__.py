@@ -1,0 +1,1 @@
+"""What families of backbones do alike."""

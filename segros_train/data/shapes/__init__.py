@@ -1,0 +1,1 @@
+"""The embedded world: scenes, words about them, prompts and questions."""

@@ -1,0 +1,1 @@
+"""Sources of training data, opened by the words of a `DataCard`."""
