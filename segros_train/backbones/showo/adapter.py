@@ -22,6 +22,7 @@ from segros_train.backbones.showo.model import ShowoModel
 from segros_train.backbones.showo.prompts import ShowoTokenizer
 from segros_train.backbones.showo.state_dict import published_names
 from segros_train.backbones.showo.transforms import CropForClip, CropToSquare
+from segros_train.equations import corrupted_latents
 from segros_train.masking import cosine_ratio
 from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, InstructionBatch, Supervision
 
@@ -179,9 +180,10 @@ class Showo(Backbone):
         ids = self._codes(batch) + self.model.config.image_offset
         special = self.tokenizer.special
         borders = (torch.full_like(ids[:, :1], special["soi"]), torch.full_like(ids[:, :1], special["eoi"]))
-        image = torch.cat([borders[0], ids.masked_fill(masked, self.model.config.mask_id), borders[1]], dim=1)
+        image = torch.cat([borders[0], corrupted_latents(ids, masked, self.model.config.mask_id), borders[1]], dim=1)
         states = self._states(batch, supervision, image, rng)
         labels = ids.masked_fill(~target, IGNORED)
+        # Show-o's own loss, Eq. (15), counts the two tokens at the image's borders beside the cells.
         edges = borders if self.model.config.boundary_targets else (torch.full_like(borders[0], IGNORED),) * 2
         labels = torch.cat([edges[0], labels, edges[1]], dim=1)
         weights = None

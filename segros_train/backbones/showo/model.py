@@ -21,6 +21,7 @@ from segros_train.backbones.common.recompute import residual_stream, run_blocks,
 from segros_train.backbones.showo.attention import RowBlock, register
 from segros_train.backbones.showo.config import ClipConfig, ShowoConfig
 from segros_train.backbones.showo.vq import MagvitV2
+from segros_train.equations import masked_token_nll
 
 if TYPE_CHECKING:
     from segros_train.types import Checkpointing
@@ -208,7 +209,7 @@ class ShowoModel(nn.Module):
         weights = torch.ones(len(rows), device=rows.device) if weights is None else weights.flatten()[rows]
 
         def weighted(states: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-            return (F.cross_entropy(self.logits(states), labels, reduction="none") * weights).sum()
+            return (masked_token_nll(self.logits(states), labels) * weights).sum()
 
         chunk = max(1, LOGITS_BYTES // (4 * self.config.vocab_size))
         return sum_in_chunks(weighted, states, labels, weights, chunk=chunk) / weights.sum()
