@@ -7,7 +7,7 @@ Its module imports torch only inside `supervise`, so that declarations stay quic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -50,10 +50,12 @@ class TrainTask:
         method: What decides the supervision; None trains nothing (the paper's "w/o SFT").
         attention: Attention over the image block in training and sampling (paper section 8.2, or the backbone's).
         hint_slot: Where hints stand; None takes the backbone's default for the method.
-        recipe: Name of the recipe; None takes the backbone's, or from scratch its `<recipe>-<name of the task>`.
-        from_scratch: Whether to start from random weights: the pretraining of a tiny backbone.
+        recipe: Name of the recipe; None takes the backbone's.
         paper: Reference of the published numbers, e.g. `"Table 1"`.
     """
+
+    retired: ClassVar = {"from_scratch": False}
+    """Fields of old, at the one value that results were published with: they stay in keys."""
 
     name: str
     title: str
@@ -61,5 +63,4 @@ class TrainTask:
     attention: Literal["paper", "native"] = "native"
     hint_slot: Literal["prefix", "user"] | None = None
     recipe: str | None = None
-    from_scratch: bool = False
     paper: str = ""

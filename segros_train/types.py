@@ -59,13 +59,11 @@ class GenerationBatch:
         images: [B, 3, height, width] float32 in [-1, 1].
         captions: B captions, as written in the data set.
         item_ids: B ids, unique in the data set; named when a loss is not finite.
-        told: B lists of the latent cells that captions tell of; None where the data set does not know.
     """
 
     images: Tensor
     captions: tuple[str, ...]
     item_ids: tuple[str, ...]
-    told: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,6 @@ class Embeddings:
         image: [B, N, D] visual embeddings.
         image_grid: Rows and columns of the N visual embeddings.
         latent_grid: Rows and columns of the M latent cells.
-        told: [B, M] bool, True on cells that the caption tells of; None where the data set does not know. Fine-tuning
-            does without: a method of the paper has to find them.
     """
 
     text: Tensor
@@ -110,7 +106,6 @@ class Embeddings:
     image: Tensor
     image_grid: Grid
     latent_grid: Grid
-    told: Tensor | None = None
 
     def __post_init__(self) -> None:
         num_image = self.image_grid[0] * self.image_grid[1]

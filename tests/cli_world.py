@@ -146,7 +146,7 @@ def build(folder: Path) -> World:
     from segros_eval.pipeline.catalog import load_catalog
     from segros_train.backbones.harmon.model import HarmonModel, initialise
     from segros_train.data.shapes.captions import corpus
-    from segros_train.pretraining.tiny import build_tokenizer
+    from segros_train.data.shapes.tokenizer import build_tokenizer
 
     world = World(folder)
     card = load_catalog(declare(folder)).backbones["micro"]

@@ -35,7 +35,7 @@ KINDS: Mapping[type, str] = {
     PaperTable: "tables",
     BenchmarkData: "benchmarks",
 }
-SET_ASIDE = ("ablations", "pretrain")
+SET_ASIDE = ("ablations",)
 """Files of `tasks/train` that `all` leaves out: they are asked for by name, or all together by the file's name."""
 
 

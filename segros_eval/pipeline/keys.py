@@ -31,7 +31,8 @@ __all__ = [
 
 
 def plain(value: Any) -> Any:
-    """Return `value` as JSON-ready data; a dataclass carries the name of its type.
+    """Return `value` as JSON-ready data; a dataclass carries the name of its type, and the
+    fields that it has `retired`, at the value they had in every key.
 
     Raises:
         TypeError: If a value has no canonical form.
@@ -42,7 +43,7 @@ def plain(value: Any) -> Any:
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
+        return {"type": type(value).__name__, **getattr(type(value), "retired", {}), **fields}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

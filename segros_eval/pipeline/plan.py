@@ -289,8 +289,8 @@ def _recipe_owner(task: TrainTask, card: BackboneCard) -> str:
 
 
 def _recipe_name(task: TrainTask, card: BackboneCard) -> str:
-    """Return a task's own recipe or the backbone's; pretraining takes the backbone's recipe of that name."""
-    return task.recipe or (f"{card.recipe}-{task.name}" if task.from_scratch else card.recipe)
+    """Return a task's own recipe or the backbone's."""
+    return task.recipe or card.recipe
 
 
 def _check_training(problems: list[str], catalog: Catalog, request: Request, chosen: _Chosen) -> None:
@@ -348,13 +348,12 @@ def _with_hints(method: Method | None, recipe: Recipe | None) -> Method | None:
 
 
 def _stage_key(stage: Stage, *, num_ranks: int) -> str:
-    from_scratch = stage.task.from_scratch and stage.checkpoint is None
     return content_key(
         {
             "task": plain(dataclasses.replace(stage.task, name="", title="", paper="")),
             "family": stage.card.family,
             "config": plain(stage.card.config),
-            "weights": None if from_scratch else weights_digest(stage.card, stage.checkpoint),
+            "weights": weights_digest(stage.card, stage.checkpoint),
             # Recomputation changes memory and speed alone.
             "recipe": plain(stage.recipe and dataclasses.replace(stage.recipe, checkpointing=None)),
             "num_ranks": num_ranks if stage.trains else 1,
@@ -366,7 +365,7 @@ def _stage_key(stage: Stage, *, num_ranks: int) -> str:
 
 
 def _cell(stage: Stage, task: EvalTask, limit: int | None) -> Cell:
-    frozen = stage.card.understanding_is_frozen and task.kind == "answer" and not stage.task.from_scratch
+    frozen = stage.card.understanding_is_frozen and task.kind == "answer"
     folder = benchmark_folder(task, stage.card.world)
     determined_by = {
         "stage": _frozen_key(stage.card) if frozen else stage.key,

@@ -91,7 +91,7 @@ def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
     for stage in plan.stages:
         if stage.checkpoint is not None:
             problems += [*damaged(stage.checkpoint), *missing_weights(stage.card, stage.checkpoint)]
-        elif not stage.task.from_scratch:
+        else:
             problems += missing_weights(stage.card)
         if stage.data is not None and stage.recipe is not None:
             problems += missing_data(stage.data, dialogues=stage.recipe.i2t_weight > 0)
@@ -127,7 +127,7 @@ def missing_weights(card: BackboneCard, checkpoint: Path | None = None) -> list[
         folder = SHIPPED_WEIGHTS / card.name
         if (folder / "config.json").is_file():
             return []
-        remedy = f"Install it again, or make them: segros train --method pretrain --backbone {card.name}."
+        remedy = "Install segros again."
         return [Problem(f"The weights of {card.name} should come with segros, {folder} lacks them", remedy)]
     family = importlib.import_module(f"segros_train.backbones.{card.family}.loading")
     return [_problem(text) for text in family.missing_weights(card, checkpoint)]

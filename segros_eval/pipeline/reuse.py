@@ -71,11 +71,9 @@ class Code:
         return whole.hexdigest()
 
 
-def training_modules(family: str, method: Any, *, from_scratch: bool = False) -> tuple[str, ...]:
+def training_modules(family: str, method: Any) -> tuple[str, ...]:
     """Return the modules that make weights and draw with them: loop, readers, the family and the method's own."""
     own = () if method is None else (type(method).__module__,)
-    if from_scratch:
-        own = (*own, "segros_train.pretraining.harmon.pretrain", f"segros_train.pretraining.{family}.pretrain")
     readers = ("segros_train.data.sources.generation", "segros_train.data.sources.instruction")
     return (
         *own,
@@ -185,7 +183,7 @@ def take_up(stage: Stage, folder: Path, *, by_key: bool = False) -> list[str]:
         folder: The run folder.
         by_key: Whether to take what other code made all the same.
     """
-    training = code_of(*training_modules(stage.card.family, stage.task.method, from_scratch=stage.task.from_scratch))
+    training = code_of(*training_modules(stage.card.family, stage.task.method))
     parts = {"responses": code_of(*training.sources, "segros_eval.pipeline.generate", "segros_eval.pipeline.store")}
     if stage.trains:
         parts["train"] = training

@@ -241,7 +241,7 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
         return done.path, {"seconds": done.progress.seconds, "num_samples": done.progress.num_samples}
     generation, instruction = _sources(stage)
     with listener.phase(f"load  {_title(stage)}", 1) as tell:
-        backbone = _beginning(stage, folder, device)
+        backbone = _beginning(stage, device)
         tell(1)
     if isinstance(backbone.kept_states, LatentCache):
         listener.note(backbone.kept_states.share_of(len(generation)))
@@ -264,36 +264,25 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
 
 
 def _sources(stage: Stage) -> tuple[GenerationSource, InstructionSource | None]:
-    """Open a stage's training data; pretraining takes the scenes that its autoencoder encodes beforehand."""
+    """Open a stage's training data."""
     from segros_train.data.sources.generation import open_generation
     from segros_train.data.sources.instruction import open_instruction
 
     assert stage.recipe is not None and stage.data is not None
-    if stage.task.from_scratch:
-        from segros_train.pretraining.harmon.pretrain import sources
-
-        return sources(stage.card)
     generation = open_generation(located(stage.data.generation), seed=DATA_SEED)
     if stage.recipe.i2t_weight == 0 or stage.data.instruction is None:
         return generation, None
     return generation, open_instruction(located(stage.data.instruction), seed=DATA_SEED)
 
 
-def _beginning(stage: Stage, folder: Path, device: str) -> Backbone:
-    """Return the weights that training starts from: the backbone's, with what was encoded for it, or random ones."""
-    from segros_train.backbone import Realisation
+def _beginning(stage: Stage, device: str) -> Backbone:
+    """Return the weights that training starts from, with what was encoded for them."""
     from segros_train.data.latent_cache import cache_folder, find_cache
 
-    if not stage.task.from_scratch:
-        assert stage.data is not None
-        backbone = load_backbone(stage, None, device)
-        backbone.kept_states = find_cache(cache_folder(stage.card.name, encoding_identity(stage.card, stage.data)))
-        return backbone
-    from segros_train.pretraining.harmon.pretrain import begin
-
-    backbone = begin(stage.card, directory=folder / "train", seed=stage.seed)
-    backbone.realise(Realisation(attention=stage.task.attention, hint_slot=stage.task.hint_slot))
-    return backbone.to(device)
+    assert stage.data is not None
+    backbone = load_backbone(stage, None, device)
+    backbone.kept_states = find_cache(cache_folder(stage.card.name, encoding_identity(stage.card, stage.data)))
+    return backbone
 
 
 def _title(stage: Stage) -> str:

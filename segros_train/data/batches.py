@@ -138,12 +138,10 @@ def stream(batches: MicroBatches[Batch], *, start: int, stop: int, num_workers: 
 
 
 def _collate_generation(samples: Sequence[GenerationSample], images: Tensor) -> GenerationBatch:
-    told = tuple(sample.told for sample in samples if sample.told is not None)
     return GenerationBatch(
         images=images,
         captions=tuple(sample.caption for sample in samples),
         item_ids=tuple(sample.item_id for sample in samples),
-        told=told if len(told) == len(samples) else None,
     )
 
 

@@ -21,13 +21,11 @@ class GenerationSample:
         item_id: Unique in the set.
         image: The picture.
         caption: As written.
-        told: Latent cells the caption tells of, ascending, where the set knows them.
     """
 
     item_id: str
     image: Image
     caption: str
-    told: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,7 +44,7 @@ class Objective(nn.Module):
             return self._t2i(batch, micro_step)
 
     def _t2i(self, batch: GenerationBatch, micro_step: int) -> Tensor:
-        seen = _with_told(self._seen(batch), batch)
+        seen = self._seen(batch)
         ratio = self.backbone.masking_ratio(len(batch.captions), self._rng("masking ratio", micro_step, batch))
         supervision = self.method.supervise(seen, ratio, self._rng("supervision", micro_step, batch))
         if not self._checked:
@@ -65,13 +64,3 @@ class Objective(nn.Module):
 
     def _rng(self, purpose: str, micro_step: int, batch: GenerationBatch) -> torch.Generator:
         return keyed_generator(self._seed, purpose, micro_step, self._rank, device=batch.images.device)
-
-
-def _with_told(seen: Embeddings, batch: GenerationBatch) -> Embeddings:
-    """Mark the cells that captions tell of, where the data set knows them."""
-    if batch.told is None:
-        return seen
-    marks = torch.zeros(len(batch.told), seen.latent_grid[0] * seen.latent_grid[1], dtype=torch.bool)
-    for row, cells in zip(marks, batch.told, strict=True):
-        row[list(cells)] = True
-    return replace(seen, told=marks.to(seen.image.device))

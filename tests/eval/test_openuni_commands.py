@@ -101,7 +101,7 @@ def test_an_encoding_that_was_killed_goes_on_where_it_was(segros: Segros, tmp_pa
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert (folder / "items-00000.safetensors").stat().st_mtime_ns == first.st_mtime_ns
     items = json.loads((folder / "index.json").read_text(encoding="utf-8"))["items"]
-    assert items == [GenerationSet(0).item_id(index) for index in range(NUM_ENCODED)]
+    assert items == [f"shapes-0-{index}" for index in range(NUM_ENCODED)]
 
 
 def foreign_checkpoint(folder: Path, name: str) -> Path:

@@ -156,15 +156,6 @@ def test_dialogues_that_a_recipe_does_not_use_are_not_missed() -> None:
     assert "i2t_weight=0" in problem.remedy
 
 
-def test_pretraining_needs_no_weights(declared: Catalog, tmp_path: Path, home: Path) -> None:
-    (home / "weights" / "micro" / "model.pth").unlink()
-    (stage,) = plan_of(declared).stages
-    assert check_plan(plan_of(declared), out=tmp_path / "runs", device="cpu")
-    fresh = dataclasses.replace(stage, task=dataclasses.replace(stage.task, from_scratch=True))
-    plan = dataclasses.replace(plan_of(declared), stages=(fresh,))
-    assert check_plan(plan, out=tmp_path / "runs", device="cpu") == []
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     import torch

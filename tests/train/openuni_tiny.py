@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from pretraining.openuni_parts import build_tokenizer
 from segros_train.backbones.openuni.adapter import OpenUni
 from segros_train.backbones.openuni.config import (
     AutoencoderConfig,
@@ -19,7 +20,6 @@ from segros_train.backbones.openuni.config import (
     VisionConfig,
 )
 from segros_train.backbones.openuni.loading import fresh
-from segros_train.pretraining.openuni.parts import build_tokenizer
 from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings, InstructionBatch, Turn, WeightFile
 
 CONFIG = OpenUniConfig(

@@ -117,37 +117,6 @@ def test_fine_tuning_shows_the_caption_and_hides_the_native_share() -> None:
     assert masked(supervision).sum(-1).tolist() == [5, 13, 25]
 
 
-def test_pretraining_hides_every_cell_in_its_share_of_batches() -> None:
-    seen, ratio, rng = world(latent_grid=(5, 5)), torch.tensor([0.2, 0.5, 1.0]), seed()
-    hidden = 0
-    for _ in range(200):
-        masked = SFT(all_hidden_share=0.35).supervise(seen, ratio, rng).masked
-        assert masked is not None
-        hidden += bool(masked.all())
-    assert 45 <= hidden <= 95
-
-
-def test_pretraining_counts_what_the_caption_tells_of_and_a_few_cells_more() -> None:
-    told = torch.zeros(3, NUM, dtype=torch.bool)
-    for row, count in enumerate((1, 4, 20)):
-        told[row, :count] = True
-    seen, rng = replace(world(), told=told), seed()
-    others = torch.zeros(3, NUM)
-    for _ in range(100):
-        supervision = SFT(num_untold=4).supervise(seen, at(0.8), rng)
-        hidden, target = masked(supervision), supervision.target
-        assert target is not None and not bool((target & ~hidden).any())
-        assert bool((target & told == hidden & told).all())
-        assert (target & ~told).sum(-1).tolist() == (hidden & ~told).sum(-1).clamp(max=4).tolist()
-        others += target & ~told
-    assert bool((others[~told] > 0).all())
-
-
-def test_counting_what_captions_tell_of_needs_data_that_knows_it() -> None:
-    with pytest.raises(ValueError, match="says what its captions tell of"):
-        SFT(num_untold=4).supervise(world(), at(0.8), seed())
-
-
 @pytest.mark.parametrize("method", [SFT(), Reca()])
 def test_a_backbone_that_masks_nothing_is_left_alone(method: Method) -> None:
     assert method.supervise(world(), None, seed()).masked is None

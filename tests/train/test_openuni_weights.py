@@ -223,8 +223,8 @@ def test_a_checkpoint_of_another_configuration_is_refused(openuni: OpenUni, tmp_
         load(replace(CARD, name="another"), source=tmp_path / "kept")
 
 
-def test_missing_weights_of_a_tiny_backbone_name_the_command_that_makes_them() -> None:
-    assert all("segros train --method pretrain --backbone openuni-test" in line for line in missing_weights(CARD))
+def test_missing_weights_of_a_tiny_backbone_ask_for_a_new_installation() -> None:
+    assert all("reinstall segros" in line for line in missing_weights(CARD))
     assert len(missing_weights(CARD)) == 3
 
 

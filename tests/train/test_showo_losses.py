@@ -57,9 +57,9 @@ def test_a_hidden_cell_tells_the_model_nothing(showo: Showo) -> None:
     supervision = Supervision(caption=True, masked=MASKED, target=target)
     before = loss(showo, supervision)
     other = torch.where(MASKED & ~target, (codes + 1) % showo.model.config.vq.codebook_size, codes)
-    showo.latent_table = dict(zip(BATCH.item_ids, other, strict=True))
+    showo._encoded = (BATCH.images, other)
     assert loss(showo, supervision) == before
-    showo.latent_table = dict(zip(BATCH.item_ids, torch.where(MASKED, codes, (codes + 1) % 16), strict=True))
+    showo._encoded = (BATCH.images, torch.where(MASKED, codes, (codes + 1) % 16))
     assert loss(showo, supervision) != before
 
 
@@ -224,14 +224,6 @@ def test_methods_hide_as_many_cells_as_upstream_rounds_to(showo: Showo) -> None:
     ratio = torch.cos(torch.rand(500, generator=rng(3)) * (torch.pi / 2))
     counts = num_masked(showo.masking_ratio(500, rng(3)), NUM_CELLS)
     assert torch.equal(counts, (NUM_CELLS * ratio).round().long().clamp(min=1))
-
-
-def test_codes_from_the_cache_give_the_loss_of_the_images(showo: Showo) -> None:
-    supervision = Supervision(caption=True, masked=MASKED, hints=hints(4))
-    encoded = loss(showo, supervision)
-    codes = showo.model.encode_images(BATCH.images).flatten(1).to(torch.int32)
-    showo.latent_table = dict(zip(BATCH.item_ids, codes, strict=True))
-    assert loss(showo, supervision) == encoded
 
 
 def test_answers_alone_are_learned_and_longer_neighbours_change_nothing(showo: Showo) -> None:

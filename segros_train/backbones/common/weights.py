@@ -54,20 +54,19 @@ class Located:
                 )
 
 
-def locate_checkpoint(card: BackboneCard, source: Path | None, *, remedy: str = "reinstall segros") -> Located | None:
+def locate_checkpoint(card: BackboneCard, source: Path | None) -> Located | None:
     """Find a checkpoint of ours; return None where published files are to be looked for.
 
     Args:
         card: What to look for.
         source: A folder; None for shipped weights.
-        remedy: What helps where shipped weights are missing.
     """
     if source is not None and not source.is_dir():
         return Located(missing=(f"{source} is no folder; name a checkpoint or a folder with the published files.",))
     folder = SHIPPED_WEIGHTS / card.name if source is None else source
     if _is_checkpoint(folder) or (source is None and not card.weights):
         lacking = [name for name in CHECKPOINT_FILES if not (folder / name).is_file()]
-        remedy = remedy if source is None else "the checkpoint is incomplete, take another"
+        remedy = "reinstall segros" if source is None else "the checkpoint is incomplete, take another"
         return Located(folder, missing=tuple(f"{folder / name} is missing: {remedy}." for name in lacking))
     if source is not None and not card.weights:
         return Located(missing=(f"{source} holds no checkpoint of {card.name}: config.json is missing.",))

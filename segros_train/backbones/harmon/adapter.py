@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -78,7 +78,6 @@ class Harmon(Backbone):
         self.tokenizer = tokenizer
         self.realisation = realisation or Realisation()
         self.instructions = tuple(instructions)
-        self.latent_table: Mapping[str, Tensor] | None = None
         self._encoded: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -87,13 +86,7 @@ class Harmon(Backbone):
         return self.model.mar.mask_token.device
 
     def _latents(self, batch: GenerationBatch | InstructionBatch) -> Tensor:
-        """Encode images, once for the `embed` and `t2i_loss` of a step: the autoencoder is frozen.
-
-        Items of `latent_table`, latents [rows, columns, C] by item id, are looked up instead.
-        """
-        table = self.latent_table
-        if table is not None:
-            return torch.stack([table[item_id] for item_id in batch.item_ids]).to(self.device, torch.float32)
+        """Encode images, once for the `embed` and `t2i_loss` of a step: the autoencoder is frozen."""
         if self._encoded is None or self._encoded[0] is not batch.images:
             self._encoded = (batch.images, self.model.encode_images(batch.images.to(self.device)))
         return self._encoded[1]

@@ -13,7 +13,6 @@ __all__ = ["locate", "missing_weights"]
 
 OWN = "model"
 """The role of OpenUni's own file, which lies over the files of the models it is made of."""
-MAKE = "segros train --method pretrain --backbone"
 
 
 def missing_weights(card: BackboneCard, source: Path | None = None) -> list[str]:
@@ -31,7 +30,7 @@ def locate(card: BackboneCard, source: Path | None) -> Located:
         card: What to look for.
         source: A folder; None for shipped weights or published files.
     """
-    found = locate_checkpoint(card, source, remedy=f"reinstall segros, or make them: {MAKE} {card.name}")
+    found = locate_checkpoint(card, source)
     if found is None:
         return _with_overlay(card, source)
     if found.checkpoint is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -72,8 +72,6 @@ class Showo(Backbone):
         self.realisation = realisation or Realisation()
         own = instructions_from(model.config.instructions_file)
         self.instructions = tuple(own if instructions is None else instructions)
-        self.latent_table: Mapping[str, Tensor] | None = None
-        self.code_weights: Tensor | None = None
         self._encoded: tuple[Tensor, Tensor] | None = None
         self._seen: tuple[Tensor, Tensor] | None = None
 
@@ -92,13 +90,7 @@ class Showo(Backbone):
         return self.model.config.clip is not None
 
     def _codes(self, batch: GenerationBatch) -> Tensor:
-        """Encode images to codes [B, N], once for the `embed` and `t2i_loss` of a step: the tokenizer is frozen.
-
-        Items of `latent_table`, codes [N] by item id, are looked up instead.
-        """
-        table = self.latent_table
-        if table is not None:
-            return torch.stack([table[item_id] for item_id in batch.item_ids]).to(self.device, torch.long)
+        """Encode images to codes [B, N], once for the `embed` and `t2i_loss` of a step: the tokenizer is frozen."""
         if self._encoded is None or self._encoded[0] is not batch.images:
             self._encoded = (batch.images, self.model.encode_images(batch.images.to(self.device)).flatten(1))
         return self._encoded[1]
@@ -186,11 +178,7 @@ class Showo(Backbone):
         # Show-o's own loss, Eq. (15), counts the two tokens at the image's borders beside the cells.
         edges = borders if self.model.config.boundary_targets else (torch.full_like(borders[0], IGNORED),) * 2
         labels = torch.cat([edges[0], labels, edges[1]], dim=1)
-        weights = None
-        if self.code_weights is not None:
-            known = self.code_weights.to(self.device)[ids - self.model.config.image_offset]
-            weights = F.pad(known, (1, 1), value=1.0)
-        return self.model.nll(states, labels, weights=weights)
+        return self.model.nll(states, labels)
 
     def _states(self, batch: GenerationBatch, supervision: Supervision, image: Tensor, rng: Generator) -> Tensor:
         """Return the last states of the image block, [B, N + 2, D] of its ids [B, N + 2]."""

@@ -6,9 +6,7 @@ to draw scenes again, the multimodal language model to answer questions about th
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +14,8 @@ from diffusers import AutoencoderDC
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from pretraining.fitting import PartRecipe, Run, fit
+from pretraining.scenes import SCENES_SEED, kinds, pixels
 from segros_train.backbones.common.dialogues import IGNORED
 from segros_train.backbones.common.instructions import INSTRUCTIONS
 from segros_train.backbones.common.precision import mixed_precision
@@ -33,12 +33,9 @@ from segros_train.backbones.openuni.prompts import (
     Dialogue,
     OpenUniTokenizer,
 )
+from segros_train.data.shapes import tokenizer as shapes_tokenizer
 from segros_train.data.shapes.captions import caption, caption_question, corpus, question
 from segros_train.data.shapes.world import CELL_PX, GRID, Scene, crowded_scene, sample_scene
-from segros_train.pretraining import tiny
-from segros_train.pretraining.encoded import kinds
-from segros_train.pretraining.fitting import PartRecipe, fit
-from segros_train.pretraining.tiny import pixels
 from segros_train.types import InstructionBatch, Turn
 
 __all__ = [
@@ -46,21 +43,11 @@ __all__ = [
     "build_tokenizer",
     "latent_scale",
     "pretrain_autoencoder",
-    "pretrain_decoder",
     "pretrain_understanding",
     "start_understanding",
 ]
 
-logger = logging.getLogger(__name__)
-
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<img>",
-    "</img>",
-    "<IMG_CONTEXT>",
-)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
 LATENT_NOISE = 0.1
 """Deviation of the error of latents that the decoder learns to forgive, in deviations of the latents."""
 LATENT_WEIGHT = 0.01
@@ -83,19 +70,17 @@ class UnderstandingRecipe(PartRecipe):
     described_share: float = 0.25
 
 
-def build_tokenizer(*, vocab_size: int) -> Tokenizer:
+AUTOENCODER = PartRecipe(steps=3600, batch_size=8, learning_rate=2e-3)
+DECODER = PartRecipe(steps=3400, batch_size=8, learning_rate=1e-3)
+UNDERSTANDING = UnderstandingRecipe(steps=4700, batch_size=256, learning_rate=1.5e-3, held_share=0.7)
+
+
+def build_tokenizer(*, vocab_size: int, num_scenes: int = 4000) -> Tokenizer:
     """Train a byte-level BPE tokenizer whose words are those of the world and of the templates."""
-    template = [
-        "system\n",
-        "user\n",
-        "assistant\n",
-        f"\nuser\n{CAPTION}",
-        f"\nuser\n{NO_CAPTION}",
-        *INSTRUCTIONS,
-    ]
+    template = ["system\n", "user\n", "assistant\n", f"\nuser\n{CAPTION}", f"\nuser\n{NO_CAPTION}", *INSTRUCTIONS]
     # One token for the sentence that every dialogue starts with: it would else be most of a question.
-    texts = corpus(4000) + template * 200
-    tokenizer = tiny.build_tokenizer(texts, vocab_size=vocab_size - 1, special_tokens=SPECIAL_TOKENS)
+    texts = corpus(num_scenes) + template * 200
+    tokenizer = shapes_tokenizer.build_tokenizer(texts, vocab_size=vocab_size - 1, special_tokens=SPECIAL_TOKENS)
     tokenizer.add_tokens([SYSTEM])
     return tokenizer
 
@@ -114,76 +99,57 @@ def _start_almost_linear(model: AutoencoderDC) -> None:
             nn.init.zeros_(parameter)
 
 
-def pretrain_autoencoder(model: OpenUniModel, recipe: PartRecipe, *, directory: Path, seed: int) -> None:
-    """Train the autoencoder, in place, on crowded scenes with every third batch an ordinary one.
+def pretrain_autoencoder(model: OpenUniModel, run: Run) -> None:
+    """Train the autoencoder, in place, then its decoder by itself, which changes no latent.
 
-    Objects cover a few percent of an ordinary scene. Latents are pulled towards mean 0 and deviation 1, and the
-    decoder sees them with an error, as a sampler makes one.
-
-    Args:
-        model: Its autoencoder is trained.
-        recipe: How to train.
-        directory: Where `autoencoder.pt` and `autoencoder.jsonl` go.
-        seed: Seed of the weights, the scenes and the errors.
+    Scenes are crowded, every third batch an ordinary one: objects cover a few percent of an ordinary scene. Latents
+    are pulled towards mean 0 and deviation 1, and the decoder sees them with an error, as a sampler makes one.
     """
-    vae = model.vae
-    device = model.meta_queries.device
+    vae, device = model.vae, model.meta_queries.device
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(run.seed)
         _start_almost_linear(vae)
     vae.requires_grad_(True)
 
-    def loss(step: int, rng: torch.Generator) -> Tensor:
+    def decoded(
+        recipe: PartRecipe, step: int, rng: torch.Generator, *, seed: int, frozen: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the latents of a step, the error of its images, and the cells of its scenes that hold an object."""
         draw = sample_scene if step % 3 == 2 else crowded_scene
-        images = pixels([draw(seed, step * recipe.batch_size + i) for i in range(recipe.batch_size)]).to(device)
-        latents = vae.encode(images, return_dict=False)[0]
-        deviation, mean = torch.std_mean(latents, dim=(0, 2, 3))
+        scenes = [draw(seed, step * recipe.batch_size + i) for i in range(recipe.batch_size)]
+        images = pixels(scenes).to(device)
+        with torch.set_grad_enabled(not frozen):
+            latents = vae.encode(images, return_dict=False)[0]
         noise = LATENT_NOISE * latents.std().detach() * torch.randn(latents.shape, generator=rng).to(device)
         error = vae.decode(latents + noise, return_dict=False)[0] - images
-        spread = (mean.square() + (deviation - 1).square()).mean()
-        return error.square().mean() + 0.1 * error.abs().mean() + LATENT_WEIGHT * spread
+        held = torch.stack([kinds(scene) for scene in scenes]).to(device).view(-1, 1, GRID, GRID) > 0
+        return latents, error, held
 
-    fit(vae, list(vae.parameters()), loss, recipe, path=directory / "autoencoder.pt", seed=seed)
-    vae.requires_grad_(False)
-
-
-def pretrain_decoder(model: OpenUniModel, recipe: PartRecipe, *, directory: Path, seed: int) -> None:
-    """Train the autoencoder's decoder by itself, in place, with more weight on objects; latents stay what they are.
-
-    Args:
-        model: Its autoencoder is done.
-        recipe: How to train.
-        directory: Where `decoder.pt` and `decoder.jsonl` go.
-        seed: Seed of the scenes and the errors.
-    """
-    vae, device = model.vae, model.meta_queries.device
-    vae.decoder.requires_grad_(True)
+    recipe = run.of(AUTOENCODER)
 
     def loss(step: int, rng: torch.Generator) -> Tensor:
-        draw = sample_scene if step % 3 == 2 else crowded_scene
-        scenes = [draw(seed + 2, step * recipe.batch_size + i) for i in range(recipe.batch_size)]
-        images = pixels(scenes).to(device)
-        with torch.no_grad():
-            latents = vae.encode(images, return_dict=False)[0]
-        noise = LATENT_NOISE * latents.std() * torch.randn(latents.shape, generator=rng).to(device)
-        error = vae.decode(latents + noise, return_dict=False)[0] - images
-        held = torch.stack([kinds(scene) for scene in scenes]).to(device).view(-1, 1, GRID, GRID) > 0
+        latents, error, _ = decoded(recipe, step, rng, seed=run.seed, frozen=False)
+        deviation, mean = torch.std_mean(latents, dim=(0, 2, 3))
+        away = (mean.square() + (deviation - 1).square()).mean()
+        return error.square().mean() + 0.1 * error.abs().mean() + LATENT_WEIGHT * away
+
+    fit("autoencoder", vae, loss, recipe, run)
+    alone = run.of(DECODER)
+
+    def decoder_loss(step: int, rng: torch.Generator) -> Tensor:
+        _, error, held = decoded(alone, step, rng, seed=run.seed + 2, frozen=True)
         weights = 1 + (OBJECT_WEIGHT - 1) * held.float().repeat_interleave(CELL_PX, 2).repeat_interleave(CELL_PX, 3)
         return (error.square().mean(1, keepdim=True) * weights).sum() / weights.sum() + 0.1 * error.abs().mean()
 
-    fit(vae, list(vae.decoder.parameters()), loss, recipe, path=directory / "decoder.pt", seed=seed)
+    fit("decoder", vae.decoder, decoder_loss, alone, run)
     vae.requires_grad_(False)
 
 
 @torch.no_grad()
-def latent_scale(model: OpenUniModel, *, num_scenes: int = 256, seed: int = 0) -> float:
+def latent_scale(model: OpenUniModel, *, num_scenes: int = 256) -> float:
     """Return the factor that gives the latents of ordinary scenes unit standard deviation."""
-    starts, device = range(0, num_scenes, 64), model.meta_queries.device
-    parts = [
-        model.vae.encode(pixels([sample_scene(seed, start + i) for i in range(64)]).to(device), return_dict=False)[0]
-        for start in starts
-    ]
-    return round(1 / torch.cat(parts).std().item(), 4)
+    images = pixels([sample_scene(0, index) for index in range(num_scenes)]).to(model.meta_queries.device)
+    return round(1 / model.vae.encode(images, return_dict=False)[0].std().item(), 4)
 
 
 @torch.no_grad()
@@ -202,14 +168,14 @@ def start_understanding(model: OpenUniModel, rng: torch.Generator) -> None:
         layer.lambda_2.fill_(0.5)
 
 
-def dialogue(scene: Scene, rng: np.random.Generator, *, described_share: float) -> Turn:
+def _turn(scene: Scene, rng: np.random.Generator, *, described_share: float) -> Turn:
     """Draw a question about a scene with its answer, or a request to describe it with its caption."""
     if rng.random() < described_share:
         return Turn(INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))], caption(scene))
     return question(scene, rng)
 
 
-def told_dialogue(tokenizer: OpenUniTokenizer, scene: Scene, rng: np.random.Generator) -> Dialogue:
+def _caption_dialogue(tokenizer: OpenUniTokenizer, scene: Scene, rng: np.random.Generator) -> Dialogue:
     """Tokenise a question that the caption answers, behind the caption as it stands in a request for an image."""
     turn = caption_question(scene, rng)
     asked = tokenizer.ids(USER + CAPTION + caption(scene) + "\n" + turn.question + ASSISTANT)
@@ -217,38 +183,31 @@ def told_dialogue(tokenizer: OpenUniTokenizer, scene: Scene, rng: np.random.Gene
     return Dialogue(tuple(asked + answered), (IGNORED,) * len(asked) + tuple(answered))
 
 
-def pretrain_understanding(backbone: OpenUni, recipe: UnderstandingRecipe, *, directory: Path, seed: int) -> None:
-    """Train the multimodal language model, in place, to answer and to describe.
+def pretrain_understanding(backbone: OpenUni, run: Run) -> None:
+    """Train the multimodal language model, in place, to answer and to describe; then freeze it again.
 
     Some questions are about a caption alone: what stands where in a text is what the queries of drawing will read.
-
-    Args:
-        backbone: Its language model and vision tower, started, are trained, then frozen again.
-        recipe: How to train.
-        directory: Where `understanding.pt` and `understanding.jsonl` go.
-        seed: Seed of the scenes and the questions.
     """
-    model = backbone.model
+    model, recipe = backbone.model, run.of(UNDERSTANDING)
     model.lmm.requires_grad_(True)
 
-    def loss(step: int, rng: torch.Generator) -> Tensor:
-        start = step * recipe.batch_size
-        scenes = [sample_scene(seed + 1, start + i) for i in range(recipe.batch_size)]
+    def loss(step: int, _: torch.Generator) -> Tensor:
+        numbers = range(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+        scenes = [sample_scene(SCENES_SEED + 1, number) for number in numbers]
+        rngs = [np.random.default_rng((run.seed, number, 4)) for number in numbers]
         turns = [
-            (dialogue(scene, np.random.default_rng((seed, start + i, 4)), described_share=recipe.described_share),)
-            for i, scene in enumerate(scenes)
+            (_turn(scene, rng, described_share=recipe.described_share),)
+            for scene, rng in zip(scenes, rngs, strict=True)
         ]
-        ids = tuple(str(start + i) for i in range(recipe.batch_size))
         texts = [
-            told_dialogue(backbone.tokenizer, scene, np.random.default_rng((seed, start + i, 6)))
-            for i, scene in enumerate(scenes[: recipe.num_texts])
+            _caption_dialogue(backbone.tokenizer, scene, rng)
+            for scene, rng in zip(scenes[: recipe.num_texts], rngs, strict=False)
         ]
         with mixed_precision(backbone.device, torch.bfloat16):
-            seen = backbone.i2t_loss(InstructionBatch(pixels(scenes), tuple(turns), ids))
+            seen = backbone.i2t_loss(InstructionBatch(pixels(scenes), tuple(turns), tuple(map(str, numbers))))
             nothing = model.meta_queries.new_zeros(0, model.config.llm.hidden_size)
-            told = next_token_loss(model, nothing, texts, image_id=backbone.tokenizer.image_id)
-        return seen + recipe.text_weight * told
+            read = next_token_loss(model, nothing, texts, image_id=backbone.tokenizer.image_id)
+        return seen + recipe.text_weight * read
 
-    parameters = [parameter for parameter in model.lmm.parameters() if parameter.requires_grad]
-    fit(model.lmm, parameters, loss, recipe, path=directory / "understanding.pt", seed=seed)
+    fit("understanding", model.lmm, loss, recipe, run)
     model.lmm.requires_grad_(False)
