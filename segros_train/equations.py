@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from segros_train.masking import descending_ranks, floor_counts
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 __all__ = [
     "corrupted_latents",
@@ -181,23 +181,18 @@ def grounding_scores(attention: Tensor, keep: Tensor) -> Tensor:
     return (attention.float() * keep.unsqueeze(-1)).sum(dim=1)
 
 
-def perturbed_grounding_map(scores: Tensor, noise_scale: float, rng: Generator | None) -> Tensor:
+def perturbed_grounding_map(scores: Tensor, noise_scale: float, uniform: Tensor) -> Tensor:
     """Scale the grounding scores to [0, 1] and add uniform noise, Eq. (12).
 
     Args:
         scores: [B, N] of Eq. (11).
-        noise_scale: Width of the noise; 0 adds none and draws nothing.
-        rng: Source of the noise.
+        noise_scale: Width of the noise.
+        uniform: [B, N] draws, uniform in [0, 1).
 
     Returns:
         [B, N] float32 in [0, 1 + noise_scale].
     """
-    scaled = min_max(scores)
-    if noise_scale == 0:
-        return scaled
-    device = scaled.device if rng is None else rng.device
-    noise = torch.rand(scaled.shape, generator=rng, device=device)
-    return scaled + noise_scale * noise.to(scaled.device)
+    return min_max(scores) + noise_scale * uniform.to(scores.device)
 
 
 def joint_objective(t2i: Tensor, i2t: Tensor | None, weight: float) -> Tensor:

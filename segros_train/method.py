@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
+    from segros_train.draws import Draws
     from segros_train.types import Embeddings, Supervision
 
 __all__ = ["Method", "TrainTask"]
@@ -28,14 +29,14 @@ class Method(Protocol):
     @property
     def needs_embeddings(self) -> bool: ...
 
-    def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, rng: Generator) -> Supervision:
+    def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, draws: Draws) -> Supervision:
         """Return what the backbone shall realise for this batch.
 
         Args:
             seen: Embeddings of captions and images, without gradient; of no width unless `needs_embeddings`.
             masking_ratio: [B] share of hidden latent cells, drawn from the backbone's native schedule;
                 None where the backbone masks nothing.
-            rng: Source of every draw, on the device of `seen`.
+            draws: Source of every draw, each item's by itself; on the CPU.
         """
         ...
 

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from segros_train.draws import Draws
+
 
 __all__ = [
     "BackboneCard",
     "Checkpointing",
+    "Crop",
     "DataCard",
     "Embeddings",
     "GenerationBatch",
@@ -41,6 +44,7 @@ __all__ = [
 
 Grid = tuple[int, int]
 Checkpointing = Literal["none", "blocks", "all"]
+Crop = Literal["random", "fixed"]
 
 
 def _at_least(owner: object, least: int, *names: str) -> None:
@@ -59,11 +63,16 @@ class GenerationBatch:
         images: [B, 3, height, width] float32 in [-1, 1].
         captions: B captions, as written in the data set.
         item_ids: B ids, unique in the data set; named when a loss is not finite.
+        draws: What is drawn in training on it; None where it is only looked at.
+        latents: What frozen parts made of each image beforehand, None of those without; empty where no latent cache
+            is read.
     """
 
     images: Tensor
     captions: tuple[str, ...]
     item_ids: tuple[str, ...]
+    draws: Draws | None = None
+    latents: tuple[Mapping[str, Tensor] | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -254,6 +263,8 @@ class DataCard:
         generation: Source of images with captions, e.g. `"hub:brivangl/midjourney-v6-llava"` or `"shapes"`.
         instruction: Source of images with dialogues; None where a recipe takes no i2t loss.
         revision: Pinned revision or digest.
+        crop: Whether an image to draw is cropped anew each time it is seen, or alike each time; a latent cache, which
+            holds one crop of each, serves `"fixed"` alone.
         notes: Known facts that change how a number reads (leakage, licence).
     """
 
@@ -262,6 +273,7 @@ class DataCard:
     generation: str
     instruction: str | None = None
     revision: str | None = None
+    crop: Crop = "random"
     notes: str = ""
 
 

@@ -90,20 +90,15 @@ def encode(
     limit: Annotated[
         int | None, typer.Option("--limit", help="Encode the first images only; the others are computed in training.")
     ] = None,
-    states: Annotated[
-        bool,
-        typer.Option("--states", help="Keep what the language model makes of captions too: a MiB or more for each."),
-    ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Compute what a backbone's frozen parts make of training images once, for every later training to read."""
+    """Compute what frozen parts make of training images once, cropped alike, for trainings with --latents."""
     from segros_eval.pipeline.catalog import load_catalog
-    from segros_eval.pipeline.keys import encoding_identity
+    from segros_eval.pipeline.keys import latents_folder
     from segros_eval.pipeline.preflight import check_device, located, missing_data, missing_weights
     from segros_eval.pipeline.ranks import local_device
     from segros_eval.pipeline.runner import DATA_SEED
     from segros_train.backbones import loading as backbones
-    from segros_train.data.latent_cache import cache_folder
     from segros_train.data.latent_cache import encode as encode_images
     from segros_train.data.sources.generation import open_generation
 
@@ -118,7 +113,7 @@ def encode(
     if problems:
         raise PrerequisiteError("\n".join(map(str, problems)))
     source = open_generation(located(chosen.generation), seed=DATA_SEED, limit=limit)
-    folder = cache_folder(card.name, encoding_identity(card, chosen))
+    folder = latents_folder(card, chosen)
     model = backbones.load(card, device=local_device() if device == "auto" else device)
     with err().status(f"{card.name}: {len(source):,} images") as status:
         count = _Count(lambda done: status.update(f"{card.name}: {done:,} of {len(source):,} images"))
@@ -126,7 +121,6 @@ def encode(
             model,
             source,
             folder,
-            captions=states,
             precision=catalog.recipes[card.recipe].precision,
             advance=count,
         )

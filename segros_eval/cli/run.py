@@ -38,6 +38,9 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 MaxUnscored = Annotated[
     float, typer.Option("--max-unscored", min=0, max=1, help="Allowed share of items without a value.")
 ]
+Latents = Annotated[
+    bool, typer.Option("--latents", help="Train from what `segros data encode` made of the images; needs crop=fixed.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, its cost and what is missing; do nothing.")]
 
 
@@ -65,6 +68,7 @@ def run(
     out_folder: OutFolder = Path("runs"),
     device: Device = "auto",
     max_unscored: MaxUnscored = 0.0,
+    latents: Latents = False,
     reuse: Reuse = Reusing.code,
     gpu_memory_utilization: GpuMemory = None,
     tensor_parallel_size: TensorParallel = None,
@@ -85,6 +89,7 @@ def run(
         data=data,
         overrides=tuple(overrides or ()),
         limit=limit,
+        latents=latents,
         reuse=reuse.value,
     )
     flags = given_flags(
@@ -113,6 +118,7 @@ def train(
     overrides: Overrides = None,
     out_folder: OutFolder = Path("runs"),
     device: Device = "auto",
+    latents: Latents = False,
     reuse: Reuse = Reusing.code,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -126,6 +132,7 @@ def train(
         seeds=seeds_of(seed),
         data=data,
         overrides=tuple(overrides or ()),
+        latents=latents,
         reuse=reuse.value,
     )
     carry_out(request, out_folder=out_folder, device=device, max_unscored=0.0, dry_run=dry_run, as_json=as_json)

@@ -21,8 +21,8 @@ from segros_train.types import BackboneCard, DataCard
 
 __all__ = [
     "data_identity",
-    "encoding_identity",
     "folder_content",
+    "latents_folder",
     "plain",
     "source_content",
     "version_of",
@@ -66,7 +66,7 @@ def data_identity(data: DataCard | None) -> dict[str, Any] | None:
         return None
     sources = {"generation": data.generation, "instruction": data.instruction}
     content = {name: None if source is None else source_content(located(source)) for name, source in sources.items()}
-    return {**sources, "revision": data.revision, "content": content}
+    return {**sources, "revision": data.revision, "content": content, "crop": data.crop}
 
 
 def source_content(source: str) -> Any:
@@ -155,9 +155,13 @@ def weights_digest(card: BackboneCard, checkpoint: Path | None) -> dict[str, str
     return _folder_digest(folder) if folder.is_dir() else {}
 
 
-def encoding_identity(card: BackboneCard, data: DataCard) -> dict[str, Any]:
-    """Return what determines what frozen parts make of training images, whatever was trained on top of them."""
-    return {
+def latents_folder(card: BackboneCard, data: DataCard) -> Path:
+    """Return the folder of what a backbone's frozen parts make of training images, below `$SEGROS_HOME/latents`.
+
+    Its name holds a digest of what determines them: weights, configuration, image size, and the content of the images,
+    each cropped in its one way.
+    """
+    identity = {
         "config": plain(card.config),
         "weights": weights_digest(card, None),
         "image_size_px": card.image_size_px,
@@ -165,6 +169,7 @@ def encoding_identity(card: BackboneCard, data: DataCard) -> dict[str, Any]:
         "revision": data.revision,
         "content": source_content(located(data.generation)),
     }
+    return segros_home() / "latents" / f"{card.name}-{content_key(identity)[:16]}"
 
 
 def _folder_digest(folder: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from segros_train.errors import PrerequisiteError
+from segros_train.types import DataCard
 
 __all__ = ["Override", "apply_overrides", "parse_override", "parse_value"]
 
@@ -104,11 +105,15 @@ def _unknown_field(owners: Mapping[str, Any], override: Override) -> Prerequisit
 
 
 def _field_types(value: Any) -> dict[str, Any]:
-    """Return the types of a dataclass's fields by name; nothing for other values."""
+    """Return the types of the fields that can be changed, by name; nothing for other values than dataclasses.
+
+    Of training data, which `--data` chooses as a whole, it is the crop alone.
+    """
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return {}
     hints = typing.get_type_hints(type(value))
-    return {field.name: hints[field.name] for field in dataclasses.fields(value)}
+    names = ["crop"] if isinstance(value, DataCard) else [field.name for field in dataclasses.fields(value)]
+    return {name: hints[name] for name in names}
 
 
 def _with_field(owner: Any, name: str, override: Override) -> Any:

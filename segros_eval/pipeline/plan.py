@@ -16,9 +16,16 @@ from typing import Any, Literal
 from segros_eval.benchmarks.base import EvalTask
 from segros_eval.benchmarks.lmms_eval import PREFIX, harness_task
 from segros_eval.pipeline.catalog import Catalog
-from segros_eval.pipeline.keys import data_identity, folder_content, plain, version_of, weights_digest
+from segros_eval.pipeline.keys import (
+    data_identity,
+    folder_content,
+    latents_folder,
+    plain,
+    version_of,
+    weights_digest,
+)
 from segros_eval.pipeline.official_files import benchmark_folder
-from segros_eval.pipeline.overrides import Override, apply_overrides, parse_override
+from segros_eval.pipeline.overrides import apply_overrides, parse_override
 from segros_train.data.shapes.world import WORLD_VERSION
 from segros_train.errors import PrerequisiteError, unknown_name
 from segros_train.files import content_key
@@ -44,6 +51,7 @@ class Request:
         checkpoint: Trained weights to evaluate in place of training.
         num_ranks: Processes that train together; each sees its own micro-batches.
         reuse: `"code"`: finished work is taken up where key and code are the same; `"key"`: where the key is.
+        latents: Whether training reads what `segros data encode` made of its images.
     """
 
     methods: tuple[str, ...]
@@ -56,6 +64,7 @@ class Request:
     checkpoint: Path | None = None
     num_ranks: int = 1
     reuse: Literal["code", "key"] = "code"
+    latents: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +97,7 @@ class Stage:
         key: Content hash of everything that determines the weights.
         cells: Evaluations, in the order asked for.
         checkpoint: Trained weights given by the user; None to train.
+        latents: Name of the latent cache that training reads; None where images are encoded as they are seen.
     """
 
     task: TrainTask
@@ -98,6 +108,7 @@ class Stage:
     key: str
     cells: tuple[Cell, ...] = ()
     checkpoint: Path | None = None
+    latents: str | None = None
 
     @property
     def folder(self) -> str:
@@ -150,7 +161,7 @@ def make_plan(catalog: Catalog, request: Request) -> RunPlan:
     scope = _everything(catalog) if problems else chosen
     owners = _owners(catalog, request, scope)
     overrides = _collected(problems, [functools.partial(parse_override, text) for text in request.overrides])
-    changed = _collected(problems, [functools.partial(_override, owners, overrides)])
+    changed = _collected(problems, [functools.partial(apply_overrides, owners, overrides)])
     if problems:
         raise PrerequisiteError("\n".join(dict.fromkeys(problems)))
     stages = [
@@ -267,12 +278,6 @@ def _owners(catalog: Catalog, request: Request, chosen: _Chosen) -> dict[str, An
     return owners
 
 
-def _override(owners: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
-    """Apply overrides to everything but the training data, which `--data` chooses as a whole."""
-    fixed = {owner: value for owner, value in owners.items() if isinstance(value, DataCard)}
-    return apply_overrides({owner: value for owner, value in owners.items() if owner not in fixed}, overrides) | fixed
-
-
 def _training_owners(catalog: Catalog, request: Request, chosen: _Chosen) -> dict[str, Any]:
     """Return the recipe of every training and the data of every backbone, as far as they are declared."""
     found: dict[str, Any] = {}
@@ -334,6 +339,8 @@ def _stage(
         key="",
         checkpoint=request.checkpoint,
     )
+    if request.latents and stage.data is not None:
+        stage = dataclasses.replace(stage, latents=latents_folder(card, stage.data).name)
     stage = dataclasses.replace(stage, key=_stage_key(stage, num_ranks=request.num_ranks))
     tasks = [dataclasses.replace(item, evaluator=owners[f"evaluator:{item.name}"]) for item in evaluators]
     return dataclasses.replace(stage, cells=tuple(_cell(stage, item, request.limit) for item in tasks))

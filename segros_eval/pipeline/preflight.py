@@ -20,7 +20,7 @@ from segros_eval.pipeline.plan import Cell, RunPlan, Stage
 from segros_eval.pipeline.tools import missing_tool
 from segros_train.backbones.common.weights import SHIPPED_WEIGHTS
 from segros_train.errors import PrerequisiteError
-from segros_train.files import data_folder, located
+from segros_train.files import data_folder, located, segros_home
 from segros_train.types import BackboneCard, DataCard
 
 __all__ = [
@@ -95,10 +95,24 @@ def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
             problems += missing_weights(stage.card)
         if stage.data is not None and stage.recipe is not None:
             problems += missing_data(stage.data, dialogues=stage.recipe.i2t_weight > 0)
+            problems += _missing_latents(stage)
         for cell in stage.cells:
             problems += _evaluation(stage, cell)
     problems += _too_big(plan, out)
     return list(dict.fromkeys(problems))
+
+
+def _missing_latents(stage: Stage) -> Iterator[Problem]:
+    """Yield what keeps a stage from reading the latent cache that it shall read."""
+    if stage.latents is None or stage.data is None:
+        return
+    if stage.data.crop != "fixed":
+        what = f"--latents reads one crop of each image, the data {stage.data.name} are cropped anew each time"
+        yield Problem(what, "Add --set crop=fixed, or leave --latents out.")
+    folder = segros_home() / "latents" / stage.latents
+    if not (folder / "index.json").is_file():
+        remedy = f"Make it: segros data encode {stage.card.name} --data {stage.data.name}; or leave --latents out."
+        yield Problem(f"The latent cache of {stage.card.name} and {stage.data.name} is missing: no {folder}", remedy)
 
 
 def estimate(stage: Stage) -> Cost:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from segros_eval.benchmarks.base import EvalTask, Result, Sample
 from segros_eval.pipeline.generate import BatchSize, Shard, answer_questions, ask, draw_images
 from segros_eval.pipeline.judges import Judges
-from segros_eval.pipeline.keys import encoding_identity, plain
+from segros_eval.pipeline.keys import plain
 from segros_eval.pipeline.lock import held
 from segros_eval.pipeline.plan import Cell, RunPlan, Stage
 from segros_eval.pipeline.preflight import located
@@ -32,7 +32,7 @@ from segros_eval.pipeline.reuse import digest_of, take_up
 from segros_eval.pipeline.scoring import Responded, score_responses
 from segros_eval.pipeline.store import AnswerStore, ImageStore, read_result
 from segros_train.errors import PrerequisiteError, memory_shortage_named, release_memory
-from segros_train.files import write_json
+from segros_train.files import segros_home, write_json
 
 if TYPE_CHECKING:
     from segros_train.backbone import Backbone
@@ -229,22 +229,20 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
     Raises:
         PrerequisiteError: If weights or data are missing, or the loss is not finite.
     """
-    from segros_train.data.latent_cache import LatentCache
     from segros_train.training.checkpoint import newest_checkpoint
     from segros_train.training.loop import train
     from segros_train.training.memory import fitting
 
-    assert stage.recipe is not None and stage.task.method is not None
+    assert stage.recipe is not None and stage.task.method is not None and stage.data is not None
     # Several processes find the checkpoint together, in the loop: looking for it also clears away drafts.
     done = newest_checkpoint(folder / "train" / "checkpoints") if Ranks.here().num_ranks == 1 else None
     if done is not None and done.progress.finished:
-        return done.path, {"seconds": done.progress.seconds, "num_samples": done.progress.num_samples}
-    generation, instruction = _sources(stage)
+        progress, latents = done.progress, done.identity.get("latents")
+        return done.path, {"seconds": progress.seconds, "num_samples": progress.num_samples, "latents": latents}
+    generation, instruction = _sources(stage, listener)
     with listener.phase(f"load  {_title(stage)}", 1) as tell:
-        backbone = _beginning(stage, device)
+        backbone = load_backbone(stage, None, device)
         tell(1)
-    if isinstance(backbone.kept_states, LatentCache):
-        listener.note(backbone.kept_states.share_of(len(generation)))
     recipe, choice = fitting(backbone, stage.task.method, stage.recipe)
     if choice is not None:
         listener.note(f"checkpointing={choice.checkpointing}: about {choice.peak / 2**30:.0f} GiB on the device.")
@@ -258,31 +256,32 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
             directory=folder / "train",
             seed=stage.seed,
             report=Steps(tell),
+            crop=stage.data.crop,
         )
     chosen = {} if choice is None else dataclasses.asdict(choice)
-    return outcome.checkpoint, {"seconds": outcome.seconds, "num_samples": outcome.num_samples, **chosen}
+    return outcome.checkpoint, {
+        "seconds": outcome.seconds,
+        "num_samples": outcome.num_samples,
+        "latents": stage.latents,
+        **chosen,
+    }
 
 
-def _sources(stage: Stage) -> tuple[GenerationSource, InstructionSource | None]:
-    """Open a stage's training data."""
+def _sources(stage: Stage, listener: Listener) -> tuple[GenerationSource, InstructionSource | None]:
+    """Open a stage's training data, with the latent cache that was asked for."""
+    from segros_train.data.latent_cache import LatentCache, WithLatents
     from segros_train.data.sources.generation import open_generation
     from segros_train.data.sources.instruction import open_instruction
 
     assert stage.recipe is not None and stage.data is not None
     generation = open_generation(located(stage.data.generation), seed=DATA_SEED)
+    if stage.latents is not None:
+        cache = LatentCache(segros_home() / "latents" / stage.latents)
+        listener.note(f"{len(cache):,} of {len(generation):,} images were encoded beforehand: {cache.folder}")
+        generation = WithLatents(generation, cache)
     if stage.recipe.i2t_weight == 0 or stage.data.instruction is None:
         return generation, None
     return generation, open_instruction(located(stage.data.instruction), seed=DATA_SEED)
-
-
-def _beginning(stage: Stage, device: str) -> Backbone:
-    """Return the weights that training starts from, with what was encoded for them."""
-    from segros_train.data.latent_cache import cache_folder, find_cache
-
-    assert stage.data is not None
-    backbone = load_backbone(stage, None, device)
-    backbone.kept_states = find_cache(cache_folder(stage.card.name, encoding_identity(stage.card, stage.data)))
-    return backbone
 
 
 def _title(stage: Stage) -> str:

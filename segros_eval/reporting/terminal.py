@@ -57,6 +57,8 @@ def show_plan(plan: RunPlan) -> RenderableType:
     disk = ("at least " if unknown else "about ") + _size(sum(cost.disk_bytes or 0 for cost in costs))
     facts = f"Evaluations: {', '.join(dict.fromkeys(cells)) or 'none'}. "
     facts += f"{_counted(len(plan.stages), 'model')}, {_counted(len(cells), 'cell')}, {disk} on disk."
+    for name in dict.fromkeys(stage.latents for stage in plan.stages if stage.latents):
+        facts += f" Images are read from the latent cache {name}."
     if any(None in cost.num_responses for cost in costs):
         facts += " Items marked ? need data that is missing."
     return Group(table, Text(facts, style="dim"))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from hostile_files import DAMAGED, HOSTILE
+from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 
@@ -70,13 +71,15 @@ def read_mplug(path: Path) -> object:
 
 
 def read_latents(path: Path) -> object:
-    index = {"format": latent_cache.FORMAT, "tensors": ["latents"], "items": ["a"]}
-    beside(path, index=index)
-    return latent_cache.LatentCache(path.parent)["a"]["latents"]
+    image = Image.new("RGB", (2, 2))
+    beside(path, index={"format": latent_cache.FORMAT, "items": {"a": latent_cache._digest(image)}})
+    latents = latent_cache.LatentCache(path.parent).latents("a", image)
+    assert latents is not None
+    return latents["latents"]
 
 
 def encode_latents(path: Path) -> object:
-    beside(path, **{path.stem: {"captions": False, "items": ["a"]}})
+    beside(path, **{path.stem: {"a": "0"}})
     nothing: Any = None
     return latent_cache.encode(nothing, [nothing], path.parent)  # type: ignore[arg-type]
 
@@ -117,8 +120,10 @@ READERS: Mapping[str, tuple[Reader, ...]] = {
     "segros_train/training/checkpoint.py:load_training_state": (
         Reader(checkpoint.TRAINING_STATE, load_training_state),
     ),
-    "segros_train/data/latent_cache.py:encode": (Reader("items-00000.safetensors", encode_latents),),
-    "segros_train/data/latent_cache.py:read": (Reader("items-00000.safetensors", read_latents),),
+    "segros_train/data/latent_cache.py:_opened": (
+        Reader("items-00000.safetensors", encode_latents),
+        Reader("items-00000.safetensors", read_latents),
+    ),
     "segros_train/weight_files.py:open_weight_file": (
         Reader("a.safetensors", lambda path: weight_files.open_weight_file(path, remedy="")),
     ),

@@ -58,7 +58,11 @@ def test_a_method_trains_a_family_to_the_losses_of_its_version(
         pytest.param("segros", "showo", masking, "top_indices", lambda f: masking.bottom_indices),
         pytest.param("drop-loss", "showo", masking, "top_mask", lambda f: masking.bottom_mask),
         pytest.param(
-            "reca", "showo", reca, "native_mask", lambda f: lambda seen, ratio, rng: f(seen, ratio, rng=rng).roll(1, 1)
+            "reca",
+            "showo",
+            reca,
+            "native_mask",
+            lambda f: lambda *given, **drawn: f(*given, **drawn).roll(1, 1),
         ),
         pytest.param("sft", "showo", loop, "learning_rate", lambda f: lambda recipe, step: f(recipe, step + 1)),
     ],
