@@ -76,7 +76,7 @@ def exact_normal(*shape: Any, generator: torch.Generator | None = None, **_: Any
     """
     size = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
     summed = torch.randint(1 << 16, (12, *size), generator=generator).sum(dim=0)
-    return (summed - 6 * (1 << 16)).double() / (1 << 16)
+    return (summed - 6 * (1 << 16)).float() / (1 << 16)
 
 
 @torch.no_grad()
