@@ -163,6 +163,6 @@ def test_a_digest_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_version_is_the_one_that_a_class_declares() -> None:
     class Newer(SFT):
-        version = 2
+        version = 5
 
-    assert (keys.version_of(SFT()), keys.version_of(Newer()), keys.version_of(None)) == (1, 2, 1)
+    assert (keys.version_of(SFT()), keys.version_of(Newer()), keys.version_of(None)) == (2, 5, 1)
