@@ -137,9 +137,8 @@ def train(
             max_unreadable=max_unreadable,
         )
         trainer.resume()
-        if not trainer.progress.finished and trainer.progress.step < last_step:
-            with attention_kernel(trainer.device, autocast_dtype(recipe.precision, trainer.device)):
-                trainer.run(last_step, pace=_Pace(checkpoint_seconds, checkpoint_steps), num_workers=num_workers)
+        with attention_kernel(trainer.device, autocast_dtype(recipe.precision, trainer.device)):
+            trainer.run(last_step, pace=_Pace(checkpoint_seconds, checkpoint_steps), num_workers=num_workers)
         return trainer.outcome()
 
 
@@ -219,8 +218,10 @@ class _Trainer:
             logger.info("Going on from %s.", self.checkpoint.path)
 
     def run(self, last_step: int, *, pace: _Pace, num_workers: int) -> None:
-        """Train up to `last_step` updates and write a checkpoint."""
+        """Train up to `last_step` updates and write a checkpoint, unless that is done already."""
         progress = self.progress
+        if progress.finished or progress.step >= last_step:
+            return
         self.metrics.start(step=progress.step, num_samples=progress.num_samples, seconds=progress.seconds)
         self.objective.train()
         batches = self._batches(last_step, num_workers)

@@ -170,8 +170,8 @@ Harmon's micro model magnifies a rounding by some thousands in 20 updates. A cha
 """
 
 LOW_BOUNDS = {"harmon": 2.0**-4, "showo": 2.0**-9, "openuni": 2.0**-9}
-"""The same in bf16, which rounds at 2^-8, by family: between AVX-512, AVX2 and plain kernels 2.6e-2 were seen on Harmon,
-whose micro model magnifies a rounding, 3e-6 on Show-o and 3e-4 on OpenUni."""
+"""The same in bf16, which rounds at 2^-8, by family: between AVX-512, AVX2 and plain kernels 2.6e-2 were seen on
+Harmon, whose micro model magnifies a rounding, 3e-6 on Show-o and 3e-4 on OpenUni."""
 
 
 def versions(task: TrainTask, family: str) -> dict[str, int]:
