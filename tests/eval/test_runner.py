@@ -276,7 +276,7 @@ def test_a_result_of_code_that_reads_pictures_otherwise_is_not_reused(
         # As if the present code had been edited since.
         other = {
             **code.sources,
-            "segros_eval.benchmarks.images": code.sources["segros_eval.pipeline.store"].replace(old, new),
+            "segros_eval.benchmarks.images": code.sources["segros_eval.benchmarks.images"].replace(old, new),
         }
         write_code(folder, Code(other))
     draughtsman, watcher = Draughtsman(), Watcher()
