@@ -103,7 +103,8 @@ class ImageBenchmark(Evaluator):
 
     def _without_layout(self, root: Path) -> PrerequisiteError:
         return PrerequisiteError(
-            f"Cannot score {root}: {type(self).__name__} has no layout for folders of images. Give it a `read_folder`."
+            f"Cannot score {root}: {type(self).__name__} has no layout for folders of images",
+            "Give it a `read_folder`.",
         )
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from segros_eval.benchmarks.base import EvalTask, Evaluator, Interval, Sample, Score, Tools, World
-from segros_train.errors import PrerequisiteError
+from segros_train.errors import PrerequisiteError, Problem
 
 __all__ = ["PREFIX", "LmmsTask", "harness_task", "lmms_version", "missing_harness"]
 
 PREFIX = "lmms:"
-_INSTALL = "Install it with `pip install segros[lmms]`"
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ def lmms_version() -> str | None:
         return None
 
 
-def missing_harness() -> str | None:
-    """Say that lmms-eval is not installed, None where it is."""
-    return None if lmms_version() else f"lmms-eval is missing. {_INSTALL}."
+def missing_harness() -> Iterator[Problem]:
+    """Say that lmms-eval is not installed, where it is not."""
+    if not lmms_version():
+        yield Problem("lmms-eval is missing", "Install it with `pip install segros[lmms]`.")

@@ -39,9 +39,8 @@ def write_document(document: Any) -> None:
 
 def refuse(error: PrerequisiteError) -> None:
     """Show what is missing, one line per problem, without a traceback."""
-    console = err()
-    for line in str(error).splitlines():
-        console.print(Text.assemble(("Error: ", "bold red"), line), soft_wrap=True)
+    for problem in error.problems:
+        err().print(Text.assemble(("Error: ", "bold red"), str(problem)), soft_wrap=True)
 
 
 def names(text: str | None) -> tuple[str, ...]:

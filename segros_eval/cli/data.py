@@ -99,13 +99,14 @@ def encode(
     """Compute what a backbone's frozen parts make of training images once, for every later training to read."""
     from segros_eval.pipeline.catalog import load_catalog
     from segros_eval.pipeline.keys import encoding_identity
-    from segros_eval.pipeline.preflight import check_device, located, missing_data, missing_weights
+    from segros_eval.pipeline.preflight import check_device, missing_data, missing_weights
     from segros_eval.pipeline.ranks import local_device
     from segros_eval.pipeline.runner import DATA_SEED
     from segros_train.backbones import loading as backbones
     from segros_train.data.latent_cache import cache_folder
     from segros_train.data.latent_cache import encode as encode_images
     from segros_train.data.sources.generation import open_generation
+    from segros_train.files import located
 
     catalog = load_catalog()
     if backbone not in catalog.backbones:
@@ -116,7 +117,7 @@ def encode(
     chosen = catalog.data[name or card.data]
     problems = [*check_device(device), *missing_weights(card), *missing_data(chosen, dialogues=False)]
     if problems:
-        raise PrerequisiteError("\n".join(map(str, problems)))
+        raise PrerequisiteError.of(problems)
     source = open_generation(located(chosen.generation), seed=DATA_SEED, limit=limit)
     folder = cache_folder(card.name, encoding_identity(card, chosen))
     model = backbones.load(card, device=local_device() if device == "auto" else device)
@@ -212,8 +213,8 @@ def _export_images(run: Path, to: Path) -> None:
     ]
     if len(images) < len(drawn):
         raise PrerequisiteError(
-            f"{run} was drawn for other prompts than {task.title} now asks: {len(images)} of {len(drawn)} agree. "
-            "Draw it again, or export with the declarations it was made with."
+            f"{run} was drawn for other prompts than {task.title} now asks: {len(images)} of {len(drawn)} agree",
+            "Draw it again, or export with the declarations it was made with.",
         )
     write_geneval_folder(to, images)
     emit(f"written   {to} ({len(images)} images)")

@@ -147,8 +147,8 @@ def explain(
     decides = catalog.methods[method].method
     if decides is None:
         raise PrerequisiteError(f"Method {method!r} trains nothing, so there is nothing to explain.")
-    for problem in check_device(device):
-        raise PrerequisiteError(str(problem))
+    if problems := list(check_device(device)):
+        raise PrerequisiteError.of(problems)
     picture = _read(image)
     model = loading.load(catalog.backbones[backbone], device=local_device() if device == "auto" else device).eval()
     drawn = draw(model, picture, caption, decides, seed=seed)
@@ -162,4 +162,7 @@ def _read(path: Path) -> Image:
     try:
         return read_image(path)
     except UnreadableImageError as error:
-        raise PrerequisiteError(f"--image: {error}. Name a whole PNG, JPEG or WebP file.") from error
+        raise PrerequisiteError(
+            f"--image: {error}",
+            "Name a whole PNG, JPEG or WebP file.",
+        ) from error

@@ -100,8 +100,8 @@ def leaderboard(
         return
     if _own_reference(folder) is None:
         raise PrerequisiteError(
-            f"There is no leaderboard in {folder}: reference/segros.json is missing. Name its folder with --folder, "
-            "or print the results of your runs with --format md."
+            f"There is no leaderboard in {folder}: reference/segros.json is missing",
+            "Name its folder with --folder, or print the results of your runs with --format md.",
         )
     if check:
         stale = check_rendered(folder)
@@ -231,7 +231,10 @@ def _results_of(run: Path) -> list[Any]:
 
     results = load_results(run)
     if not results:
-        raise PrerequisiteError(f"{run} holds no result. Name a run folder that an evaluation has finished in.")
+        raise PrerequisiteError(
+            f"{run} holds no result",
+            "Name a run folder that an evaluation has finished in.",
+        )
     return results
 
 

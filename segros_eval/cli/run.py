@@ -13,13 +13,12 @@ import typer
 from segros_eval.cli.console import FAILED, UNUSABLE, err, names, out, seeds_of, write_document
 from segros_eval.cli.judge import GpuMemory, JudgeFlags, MaxModelLen, Port, TensorParallel
 from segros_eval.judges.flags import given_flags
-from segros_train.errors import PrerequisiteError
+from segros_train.errors import PrerequisiteError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from segros_eval.pipeline.plan import Request, RunPlan
-    from segros_eval.pipeline.preflight import Problem
     from segros_eval.pipeline.runner import Outcome
 
 __all__ = ["carry_out", "evaluate", "run", "train"]
@@ -308,4 +307,7 @@ def _plan_document(plan: RunPlan) -> list[dict[str, Any]]:
 def _check_not_empty(request: Request) -> None:
     for option, given in (("--method", request.methods), ("--backbone", request.backbones)):
         if not given:
-            raise PrerequisiteError(f"{option} names nothing. `segros list` shows what there is.")
+            raise PrerequisiteError(
+                f"{option} names nothing",
+                "`segros list` shows what there is.",
+            )

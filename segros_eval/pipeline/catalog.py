@@ -86,7 +86,10 @@ def find_tasks(directory: Path | None = None) -> Path:
         if (candidate / "backbones.py").is_file():
             return candidate.resolve()
     searched = ", ".join(str(candidate) for candidate in candidates)
-    raise PrerequisiteError(f"No declarations found (looked for backbones.py in {searched}). Install segros again.")
+    raise PrerequisiteError(
+        f"No declarations found (looked for backbones.py in {searched})",
+        "Install segros again.",
+    )
 
 
 def load_catalog(source: Path | None = None) -> Catalog:
@@ -124,7 +127,8 @@ def _add(
     kind, name = entry
     if name in known:
         raise PrerequisiteError(
-            f"Two {kind} are called {name!r}: one in {origin[entry]}, one in {path}. Rename one of them."
+            f"Two {kind} are called {name!r}: one in {origin[entry]}, one in {path}",
+            "Rename one of them.",
         )
     known[name] = value
     origin[entry] = path

@@ -169,8 +169,8 @@ def encoding_identity(card: BackboneCard, data: DataCard) -> dict[str, Any]:
 def _folder_digest(folder: Path) -> dict[str, str]:
     if not (folder / "config.json").is_file():
         raise PrerequisiteError(
-            f"{folder} is not a checkpoint: it has no config.json. Name a folder that `segros train` wrote, "
-            "e.g. runs/<run>/train/checkpoints/<step>."
+            f"{folder} is not a checkpoint: it has no config.json",
+            "Name a folder that `segros train` wrote, e.g. runs/<run>/train/checkpoints/<step>.",
         )
     return {
         path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors")

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segros_eval.benchmarks.base import Evaluator
+from segros_train.backbones.loading import family_module
 from segros_train.errors import PrerequisiteError
 from segros_train.files import replace_file
+from segros_train.types import BackboneCard
 
 if TYPE_CHECKING:
     from segros_eval.pipeline.plan import Stage
@@ -72,18 +74,18 @@ class Code:
         return whole.hexdigest()
 
 
-def training_modules(family: str, method: Any, *, from_scratch: bool = False) -> tuple[str, ...]:
+def training_modules(card: BackboneCard, method: Any, *, from_scratch: bool = False) -> tuple[str, ...]:
     """Return the modules that make weights and draw with them: loop, readers, the family and the method's own."""
     own = () if method is None else (type(method).__module__,)
     if from_scratch:
-        own = (*own, "segros_train.pretraining.harmon.pretrain", f"segros_train.pretraining.{family}.pretrain")
+        own = (*own, "segros_train.pretraining.harmon.pretrain", f"segros_train.pretraining.{card.family}.pretrain")
     readers = ("segros_train.data.sources.generation", "segros_train.data.sources.instruction")
     return (
         *own,
         "segros_train.training.loop",
         *readers,
         "segros_train.backbones.loading",
-        f"segros_train.backbones.{family}.loading",
+        family_module(card),
     )
 
 
@@ -115,7 +117,10 @@ def code_of(*modules: str) -> Code:
         try:
             sources[name] = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise PrerequisiteError(f"The source of {name} cannot be read: {error}. Reinstall it.") from error
+            raise PrerequisiteError(
+                f"The source of {name} cannot be read: {error}",
+                "Reinstall it.",
+            ) from error
         sources |= _data_beside(path, name)
         waiting += _imported(name, sources[name], path.name == "__init__.py")
         waiting += _parents(name)
@@ -186,7 +191,7 @@ def take_up(stage: Stage, folder: Path, *, by_key: bool = False) -> list[str]:
         folder: The run folder.
         by_key: Whether to take what other code made all the same.
     """
-    training = code_of(*training_modules(stage.card.family, stage.task.method, from_scratch=stage.task.from_scratch))
+    training = code_of(*training_modules(stage.card, stage.task.method, from_scratch=stage.task.from_scratch))
     parts = {"responses": code_of(*training.sources, "segros_eval.pipeline.generate", "segros_eval.pipeline.store")}
     if stage.trains:
         parts["train"] = training

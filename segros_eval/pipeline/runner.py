@@ -25,7 +25,6 @@ from segros_eval.pipeline.judges import Judges
 from segros_eval.pipeline.keys import encoding_identity, plain
 from segros_eval.pipeline.lock import held
 from segros_eval.pipeline.plan import Cell, RunPlan, Stage
-from segros_eval.pipeline.preflight import located
 from segros_eval.pipeline.progress import Listener, Steps
 from segros_eval.pipeline.provenance import run_provenance
 from segros_eval.pipeline.ranks import Ranks, local_device
@@ -33,7 +32,7 @@ from segros_eval.pipeline.reuse import digest_of, take_up
 from segros_eval.pipeline.scoring import Responded, score_responses
 from segros_eval.pipeline.store import AnswerStore, ImageStore, read_result
 from segros_train.errors import PrerequisiteError, memory_shortage_named, release_memory
-from segros_train.files import write_json
+from segros_train.files import located, write_json
 
 if TYPE_CHECKING:
     from segros_train.backbone import Backbone

@@ -149,8 +149,8 @@ def score_folder(
     evaluator = _layout(task)
     if "detector" in evaluator.needs and tools.detector is None:
         raise PrerequisiteError(
-            f"Cannot score {folder}: {task.title} needs a detector, and there was none for photographs. "
-            "Open one with segros_eval.pipeline.tools.open_tools."
+            f"Cannot score {folder}: {task.title} needs a detector, and there was none for photographs",
+            "Open one with segros_eval.pipeline.tools.open_tools.",
         )
     found = evaluator.read_folder(folder, world, data, side_px=side_px)
     scores = [*_scored(evaluator, found, tools, advance), *found.unscored]

@@ -160,8 +160,8 @@ class CompBench(ImageBenchmark):
         """
         if tools.judge is None:
             raise PrerequisiteError(
-                "T2I-CompBench is scored by a judge, and none was opened. Open one with "
-                "segros_eval.pipeline.tools.open_tools."
+                "T2I-CompBench is scored by a judge, and none was opened",
+                "Open one with segros_eval.pipeline.tools.open_tools.",
             )
         from segros_eval.benchmarks.folders import response_fault
 
@@ -340,7 +340,7 @@ def _checked(data: Path | None, name: str, sha256: str) -> Path:
     fault = "no data folder was given" if data is None else file_fault(PinnedFile(name, "", sha256), data)
     if data is None or fault is not None:
         raise PrerequisiteError(
-            f"T2I-CompBench's official files are missing: {name if data is None else data / name}: {fault}. "
-            "Get them with `segros data fetch compbench`."
+            f"T2I-CompBench's official files are missing: {name if data is None else data / name}: {fault}",
+            "Get them with `segros data fetch compbench`.",
         )
     return data / name

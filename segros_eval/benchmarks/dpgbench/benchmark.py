@@ -168,8 +168,8 @@ class DPGBench(ImageBenchmark):
         """
         if tools.judge is None:
             raise PrerequisiteError(
-                "DPG-Bench asks questions about images, and nothing was opened that answers them. Open it with "
-                "segros_eval.pipeline.tools.open_tools."
+                "DPG-Bench asks questions about images, and nothing was opened that answers them",
+                "Open it with segros_eval.pipeline.tools.open_tools.",
             )
         from segros_eval.benchmarks.folders import response_fault
 
@@ -251,9 +251,10 @@ class DPGBench(ImageBenchmark):
             if fault is not None:
                 place = file.name if data is None else str(data / file.name)
                 raise PrerequisiteError(
-                    f"DPG-Bench's official files are missing: {place}: {fault}. Get them with `segros data fetch "
+                    f"DPG-Bench's official files are missing: {place}: {fault}",
+                    "Get them with `segros data fetch "
                     "dpgbench`. Another version is a protocol of its own: name its digest with "
-                    "--set dpgbench.prompts_sha256=... or dpgbench.questions_git_blob=..."
+                    "--set dpgbench.prompts_sha256=... or dpgbench.questions_git_blob=...",
                 )
         assert data is not None
         return data / PROMPTS_FILE, data / QUESTIONS_FILE

@@ -116,14 +116,16 @@ class GenEval(ImageBenchmark):
         if path is None or not path.is_file():
             place = "no data folder was given" if path is None else f"{path} does not exist"
             raise PrerequisiteError(
-                f"GenEval's prompts are missing: {place}. Get them with `segros data fetch geneval`."
+                f"GenEval's prompts are missing: {place}",
+                "Get them with `segros data fetch geneval`.",
             )
         digest = file_sha256(path)
         if digest != self.metadata_sha256:
             raise PrerequisiteError(
                 f"{path} is not the prompt file of {self.protocol}: its sha256 is {digest}, expected "
-                f"{self.metadata_sha256}. Fetch it again with `segros data fetch geneval`, or name its digest with "
-                "--set metadata_sha256=..., which makes it a protocol of its own."
+                f"{self.metadata_sha256}",
+                "Fetch it again with `segros data fetch geneval`, or name its digest with "
+                "--set metadata_sha256=..., which makes it a protocol of its own.",
             )
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
@@ -162,8 +164,8 @@ class GenEval(ImageBenchmark):
         """
         if tools.detector is None:
             raise PrerequisiteError(
-                "GenEval finds objects with a detector, and none was opened. Open one with "
-                "segros_eval.pipeline.tools.open_tools."
+                "GenEval finds objects with a detector, and none was opened",
+                "Open one with segros_eval.pipeline.tools.open_tools.",
             )
         scores: list[Score] = []
         for start in range(0, len(samples), _IMAGES_AT_ONCE):
