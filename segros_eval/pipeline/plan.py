@@ -121,12 +121,10 @@ class RunPlan:
 
     Attributes:
         stages: Models in the order they are made.
-        tasks_source: Folder the declarations came from.
         reuse: As in `Request`.
     """
 
     stages: tuple[Stage, ...]
-    tasks_source: Path
     reuse: Literal["code", "key"] = "code"
 
 
@@ -159,7 +157,7 @@ def make_plan(catalog: Catalog, request: Request) -> RunPlan:
         for task in chosen.methods
         for seed in dict.fromkeys(request.seeds)
     ]
-    return RunPlan(stages=tuple(_frozen_once(stages)), tasks_source=catalog.source, reuse=request.reuse)
+    return RunPlan(stages=tuple(_frozen_once(stages)), reuse=request.reuse)
 
 
 def _frozen_once(stages: Iterable[Stage]) -> Iterator[Stage]:
