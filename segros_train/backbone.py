@@ -1,7 +1,7 @@
 """The contract of a backbone: it realises any `Supervision` under its own native loss.
 
 A backbone never knows which method made a supervision, and a method never knows which backbone
-realises it. A new family is a sub-package of `segros_train.backbones.loading` with a `Backbone` subclass
+realises it. A new family is a package with a `Backbone` subclass
 and a `load` function; nothing else changes.
 """
 

@@ -224,7 +224,7 @@ class BackboneCard:
 
     Attributes:
         name: Name on the command line.
-        family: Sub-package of `segros_train.backbones.loading` that realises it.
+        family: Name of the family that realises it, which its checkpoints record.
         title: Name in tables, as the paper writes it.
         config: The family's frozen configuration.
         world: `"photo"`, or `"shapes"` for backbones of the embedded world.

@@ -175,8 +175,8 @@ def latents_folder(card: BackboneCard, data: DataCard) -> Path:
 def _folder_digest(folder: Path) -> dict[str, str]:
     if not (folder / "config.json").is_file():
         raise PrerequisiteError(
-            f"{folder} is not a checkpoint: it has no config.json. Name a folder that `segros train` wrote, "
-            "e.g. runs/<run>/train/checkpoints/<step>."
+            f"{folder} is not a checkpoint: it has no config.json",
+            "Name a folder that `segros train` wrote, e.g. runs/<run>/train/checkpoints/<step>.",
         )
     return {
         path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors")

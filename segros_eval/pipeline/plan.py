@@ -27,7 +27,7 @@ from segros_eval.pipeline.keys import (
 from segros_eval.pipeline.official_files import benchmark_folder
 from segros_eval.pipeline.overrides import apply_overrides, parse_override
 from segros_train.data.shapes.world import WORLD_VERSION
-from segros_train.errors import PrerequisiteError, unknown_name
+from segros_train.errors import PrerequisiteError, Problem, unknown_name
 from segros_train.files import content_key
 from segros_train.method import Method, TrainTask
 from segros_train.methods.segros import HINT_RATIO, SeGroS
@@ -132,12 +132,10 @@ class RunPlan:
 
     Attributes:
         stages: Models in the order they are made.
-        tasks_source: Folder the declarations came from.
         reuse: As in `Request`.
     """
 
     stages: tuple[Stage, ...]
-    tasks_source: Path
     reuse: Literal["code", "key"] = "code"
 
 
@@ -151,10 +149,10 @@ def make_plan(catalog: Catalog, request: Request) -> RunPlan:
     Raises:
         PrerequisiteError: Lists every unknown name, bad override and incompatible pair at once.
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     chosen = _choose(problems, catalog, request)
     if request.limit is not None and request.limit < 1:
-        problems.append(f"--limit takes a number of prompts of at least 1, found {request.limit}.")
+        problems.append(Problem(f"--limit takes a number of prompts of at least 1, found {request.limit}."))
     if request.checkpoint is None:
         _check_training(problems, catalog, request, chosen)
     # With a name unknown, fields are looked up in everything declared, so that no right field is called wrong.
@@ -163,14 +161,14 @@ def make_plan(catalog: Catalog, request: Request) -> RunPlan:
     overrides = _collected(problems, [functools.partial(parse_override, text) for text in request.overrides])
     changed = _collected(problems, [functools.partial(apply_overrides, owners, overrides)])
     if problems:
-        raise PrerequisiteError("\n".join(dict.fromkeys(problems)))
+        raise PrerequisiteError.of(problems)
     stages = [
         _stage(request, changed[0], task, card, seed, chosen.evaluators[card.name])
         for card in chosen.backbones
         for task in chosen.methods
         for seed in dict.fromkeys(request.seeds)
     ]
-    return RunPlan(stages=tuple(_frozen_once(stages)), tasks_source=catalog.source, reuse=request.reuse)
+    return RunPlan(stages=tuple(_frozen_once(stages)), reuse=request.reuse)
 
 
 def _frozen_once(stages: Iterable[Stage]) -> Iterator[Stage]:
@@ -190,7 +188,7 @@ class _Chosen:
     evaluators: Mapping[str, tuple[EvalTask, ...]]
 
 
-def _choose(problems: list[str], catalog: Catalog, request: Request) -> _Chosen:
+def _choose(problems: list[Problem], catalog: Catalog, request: Request) -> _Chosen:
     groups = {stem: names for stem, names in catalog.groups.items() if set(names) <= set(catalog.methods)}
     groups["all"] = catalog.main_methods
     methods = _resolve(problems, "method", request.methods, catalog.methods, groups)
@@ -200,7 +198,7 @@ def _choose(problems: list[str], catalog: Catalog, request: Request) -> _Chosen:
     return _Chosen(methods, backbones, _fitting(problems, request, evaluators, backbones))
 
 
-def _harness_tasks(problems: list[str], request: Request) -> dict[str, EvalTask]:
+def _harness_tasks(problems: list[Problem], request: Request) -> dict[str, EvalTask]:
     """Return the tasks of other harnesses that were asked for, which no declaration names."""
     asked = [name for name in request.evaluators if name.startswith(PREFIX)]
     tasks = _collected(problems, [functools.partial(harness_task, name) for name in asked])
@@ -212,19 +210,19 @@ def _everything(catalog: Catalog) -> _Chosen:
     return _Chosen(tuple(catalog.methods.values()), cards, {card.name: evaluators for card in cards})
 
 
-def _collected(problems: list[str], steps: Iterable[Callable[[], Any]]) -> list[Any]:
-    """Run every step; keep the results, and the messages of those that fail."""
+def _collected(problems: list[Problem], steps: Iterable[Callable[[], Any]]) -> list[Any]:
+    """Run every step; keep the results, and the problems of those that fail."""
     results = []
     for step in steps:
         try:
             results.append(step())
         except PrerequisiteError as error:
-            problems.append(str(error))
+            problems += error.problems
     return results
 
 
 def _resolve(
-    problems: list[str],
+    problems: list[Problem],
     kind: str,
     names: Sequence[str],
     declared: Mapping[str, Any],
@@ -235,14 +233,14 @@ def _resolve(
     for name in names:
         members = (name,) if name in declared else groups.get(name)
         if members is None:
-            problems.append(str(unknown_name(kind, name, (*declared, "all"))))
+            problems += unknown_name(kind, name, (*declared, "all")).problems
             continue
         resolved.update((member, declared[member]) for member in members)
     return tuple(resolved.values())
 
 
 def _fitting(
-    problems: list[str], request: Request, evaluators: Sequence[EvalTask], backbones: Sequence[BackboneCard]
+    problems: list[Problem], request: Request, evaluators: Sequence[EvalTask], backbones: Sequence[BackboneCard]
 ) -> dict[str, tuple[EvalTask, ...]]:
     """Return each backbone's evaluations; one asked for by name must fit, `all` means all that fit."""
     named = set(request.evaluators)
@@ -250,17 +248,13 @@ def _fitting(
     for card in backbones:
         for task in evaluators:
             if card.world not in task.worlds and task.name in named:
-                problems.append(
-                    f"Evaluator {task.name!r} runs in {_either(task.worlds)}, "
-                    f"backbone {card.name!r} draws {card.world!r}. "
-                    "Ask for another evaluator, or for a backbone of its world."
+                what = (
+                    f"Evaluator {task.name!r} runs in {' or '.join(map(repr, task.worlds))}, "
+                    f"backbone {card.name!r} draws {card.world!r}"
                 )
+                problems.append(Problem(what, "Ask for another evaluator, or for a backbone of its world."))
         fitting[card.name] = tuple(task for task in evaluators if card.world in task.worlds)
     return fitting
-
-
-def _either(words: Sequence[str]) -> str:
-    return " or ".join(repr(word) for word in words)
 
 
 def _owners(catalog: Catalog, request: Request, chosen: _Chosen) -> dict[str, Any]:
@@ -298,26 +292,24 @@ def _recipe_name(task: TrainTask, card: BackboneCard) -> str:
     return task.recipe or card.recipe
 
 
-def _check_training(problems: list[str], catalog: Catalog, request: Request, chosen: _Chosen) -> None:
+def _check_training(problems: list[Problem], catalog: Catalog, request: Request, chosen: _Chosen) -> None:
     """Add what the training of the chosen models lacks: a recipe, or data of their world."""
     if request.data is not None and request.data not in catalog.data:
-        problems.append(str(unknown_name("data", request.data, catalog.data)))
+        problems += unknown_name("data", request.data, catalog.data).problems
         return
     for card in chosen.backbones:
         for task in chosen.methods:
             name = _recipe_name(task, card)
             if task.method is not None and name not in catalog.recipes:
                 asking = f"Method {task.name!r}" if task.recipe else f"Backbone {card.name!r}"
-                problems.append(f"{asking}: {unknown_name('recipe', name, catalog.recipes)}")
+                problems += unknown_name("recipe", name, catalog.recipes, asking=f"{asking}: ").problems
         name = request.data or card.data
         if name not in catalog.data:
-            problems.append(f"Backbone {card.name!r}: {unknown_name('data', name, catalog.data)}")
+            problems += unknown_name("data", name, catalog.data, asking=f"Backbone {card.name!r}: ").problems
         elif catalog.data[name].world != card.world:
             fitting = [other for other, data in catalog.data.items() if data.world == card.world]
-            problems.append(
-                f"Data {name!r} shows {catalog.data[name].world!r}, backbone {card.name!r} draws {card.world!r}. "
-                f"Data of its world: {', '.join(fitting) or 'none'}."
-            )
+            what = f"Data {name!r} shows {catalog.data[name].world!r}, backbone {card.name!r} draws {card.world!r}"
+            problems.append(Problem(what, f"Data of its world: {', '.join(fitting) or 'none'}."))
 
 
 def _stage(

@@ -12,10 +12,11 @@ from rich.text import Text
 
 from segros_eval.benchmarks.base import Result
 from segros_eval.pipeline.plan import RunPlan
-from segros_eval.pipeline.preflight import GIB, Cost, Problem, estimate
+from segros_eval.pipeline.preflight import GIB, Cost, estimate
 from segros_eval.pipeline.runner import Outcome
 from segros_eval.reporting.measured import data_of, is_subset
 from segros_eval.reporting.published import Column, PublishedRow, Reference
+from segros_train.errors import Problem
 
 __all__ = ["show_outcomes", "show_plan", "show_problems", "show_result"]
 

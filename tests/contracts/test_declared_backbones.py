@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import pickle
 from dataclasses import replace
@@ -16,7 +15,7 @@ from torch import Generator, Tensor
 from segros_eval.pipeline.catalog import Catalog
 from segros_train.backbone import Backbone, Realisation
 from segros_train.backbones.common.precision import Precision
-from segros_train.backbones.loading import load
+from segros_train.backbones.loading import family_of, load
 from segros_train.data.samples import GenerationSample, InstructionSample
 from segros_train.data.shapes.sets import GenerationSet, InstructionSet
 from segros_train.errors import PrerequisiteError
@@ -331,11 +330,10 @@ def test_missing_weights_are_named_one_by_one(
 ) -> None:
     monkeypatch.setenv("SEGROS_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    family = importlib.import_module(f"segros_train.backbones.{card.family}.loading")
-    missing = family.missing_weights(card)
+    missing = family_of(card).locate(card).missing
     assert len(missing) == len(card.weights)
-    assert all(file.repo in line for file, line in zip(card.weights, missing, strict=True))
+    assert all(file.repo in line.what for file, line in zip(card.weights, missing, strict=True))
     if missing:
         with pytest.raises(PrerequisiteError) as refusal:
             load(card)
-        assert all(line in str(refusal.value) for line in missing)
+        assert refusal.value.problems == missing

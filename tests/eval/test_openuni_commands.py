@@ -31,7 +31,12 @@ TASKS = Path(__file__).parents[2] / "tasks"
 FULL_SIZE = ("openuni-1.6b", "openuni-3.6b")
 NUM_PICTURES = 6
 NUM_ENCODED = 40
-PICTURES = '\npictures = DataCard(name="pictures", world="shapes", generation="folder:pictures")\n'
+PICTURES = """
+from segros_train.types import DataCard
+
+pictures = DataCard(name="pictures", world="shapes", generation="folder:pictures")
+"""
+MINE = ("--data", "pictures", "--tasks", "mine")
 ENCODE_IN_PAIRS = (
     "from segros_train.data import latent_cache as latents\nlatents.SHARD_ITEMS = 2\nfrom segros_eval.cli import "
     "main\nmain()"
@@ -41,10 +46,9 @@ Segros = Callable[..., Result]
 
 @pytest.fixture
 def segros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Segros:
-    """Return a caller of the command line in a folder of the declarations, six captioned pictures and no weights."""
-    shutil.copytree(TASKS, tmp_path / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "tasks" / "data.py").open("a", encoding="utf-8") as declarations:
-        declarations.write(PICTURES)
+    """Return a caller of the command line in a folder with six captioned pictures, declared, and no weights."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "data.py").write_text(PICTURES, encoding="utf-8")
     (tmp_path / "pictures").mkdir()
     for index in range(NUM_PICTURES):
         sample = GenerationSet(seed=5)[index]
@@ -59,7 +63,7 @@ def segros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Segros:
 
 def train(segros: Segros, method: str, *options: str) -> Result:
     short = ("--set", "optimizer_steps=2", "--set", "recipe.batch_size=4", "--set", "warmup_steps=0")
-    return segros("train", "--method", method, "--backbone", "openuni-tiny", "--data", "pictures", *short, *options)
+    return segros("train", "--method", method, "--backbone", "openuni-tiny", *MINE, *short, *options)
 
 
 def last_losses(method: str) -> list[float]:
@@ -83,7 +87,7 @@ def test_training_with_a_cache_computes_nothing_again_names_it_and_has_the_losse
         assert (done := train(segros, method, *FIXED)).exit_code == 0, done.stderr
         losses[method] = last_losses(method)
     shutil.rmtree(tmp_path / "runs")
-    done = segros("data", "encode", "openuni-tiny", "--data", "pictures")
+    done = segros("data", "encode", "openuni-tiny", *MINE)
     assert done.exit_code == 0, done.stderr
     assert f"({NUM_PICTURES} images)" in done.stdout
     for computes in ("encode_images", "see"):

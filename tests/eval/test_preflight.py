@@ -12,7 +12,9 @@ import pytest
 from segros_eval.pipeline import preflight
 from segros_eval.pipeline.catalog import Catalog, load_catalog
 from segros_eval.pipeline.plan import Request, RunPlan, Stage, make_plan
-from segros_eval.pipeline.preflight import Problem, check_device, check_plan, damaged, estimate, located, missing_data
+from segros_eval.pipeline.preflight import check_device, check_plan, damaged, estimate, missing_data
+from segros_train.errors import Problem
+from segros_train.files import located
 from segros_train.types import DataCard
 
 

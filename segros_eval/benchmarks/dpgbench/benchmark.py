@@ -16,7 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import Interval, Judge, JudgeReply, JudgeRequest, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import (
+    WORLD_READER,
+    Interval,
+    Judge,
+    JudgeReply,
+    JudgeRequest,
+    Need,
+    Sample,
+    Score,
+    Tools,
+    World,
+)
+from segros_eval.benchmarks.kinds import ImageBenchmark, check_counts
 from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
@@ -35,7 +47,7 @@ _COMMIT = "3c228f1"
 
 
 @dataclass(frozen=True)
-class DPGBench:
+class DPGBench(ImageBenchmark):
     """Score images by the questions of DPG-Bench.
 
     Attributes:
@@ -53,7 +65,6 @@ class DPGBench:
     """
 
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Literal["official", "fixed"] = "official"
     answerer: Literal["mplug", "judge"] = "mplug"
@@ -66,12 +77,10 @@ class DPGBench:
     questions_git_blob: str = _OFFICIAL_QUESTIONS
 
     def __post_init__(self) -> None:
-        for name in ("images_per_prompt", "shapes_prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        check_counts(self)
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def needs(self) -> tuple[Need, ...]:
         """The tool that answers."""
         return (self.answerer,)
 
@@ -86,6 +95,14 @@ class DPGBench:
             if getattr(self, name) != official:
                 parts.append(f"{name}={getattr(self, name)}")
         return " ".join(parts)
+
+    def protocol_in(self, world: World) -> str:
+        """Return name, commit and rules, and who answers in a world."""
+        return f"dpg-bench@{_COMMIT} {self.rules} judged by {WORLD_READER}" if world == "shapes" else self.protocol
+
+    def prompt_ids(self, number: int, record: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the item's own name, twice."""
+        return record["item_id"], record["item_id"]
 
     def prompts(self, world: World, data: Path | None) -> list[dict[str, Any]]:
         """Return the evaluation set: per item its id, prompt, questions, and whether it heads the official table.
@@ -111,23 +128,6 @@ class DPGBench:
             raise PrerequisiteError(f"{table} has no questions about {len(lacking)} prompts, e.g. {lacking[0]}.")
         first = next(iter(graphs), None)
         return [_record(item, text, graphs[item], heads_table=item == first) for item, text in texts.items()]
-
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield `images_per_prompt` draws of each prompt and seed; draws are numbered as GenEval's are.
-
-        Args:
-            world: See `prompts`.
-            data: See `prompts`.
-            seeds: Seeds of the run.
-
-        Raises:
-            PrerequisiteError: See `prompts`.
-        """
-        for record in self.prompts(world, data):
-            for seed in seeds:
-                for draw in range(seed * self.images_per_prompt, (seed + 1) * self.images_per_prompt):
-                    item = record["item_id"]
-                    yield Sample(f"{item}/{draw:05d}", item, "image", record["prompt"], seed=draw, metadata=record)
 
     def folder_prompts(self, root: Path) -> Iterator[str]:
         """Yield the item ids that a folder's file names hold; the layout holds no prompts.
@@ -168,8 +168,8 @@ class DPGBench:
         """
         if tools.judge is None:
             raise PrerequisiteError(
-                "DPG-Bench asks questions about images, and nothing was opened that answers them. Open it with "
-                "segros_eval.pipeline.tools.open_tools."
+                "DPG-Bench asks questions about images, and nothing was opened that answers them",
+                "Open it with segros_eval.pipeline.tools.open_tools.",
             )
         from segros_eval.benchmarks.folders import response_fault
 
@@ -251,9 +251,10 @@ class DPGBench:
             if fault is not None:
                 place = file.name if data is None else str(data / file.name)
                 raise PrerequisiteError(
-                    f"DPG-Bench's official files are missing: {place}: {fault}. Get them with `segros data fetch "
+                    f"DPG-Bench's official files are missing: {place}: {fault}",
+                    "Get them with `segros data fetch "
                     "dpgbench`. Another version is a protocol of its own: name its digest with "
-                    "--set dpgbench.prompts_sha256=... or dpgbench.questions_git_blob=..."
+                    "--set dpgbench.prompts_sha256=... or dpgbench.questions_git_blob=...",
                 )
         assert data is not None
         return data / PROMPTS_FILE, data / QUESTIONS_FILE
