@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segros_eval.benchmarks.base import EvalTask, Interval, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import EvalTask, Metric, Sample, Score, Tools, World
 from segros_train.errors import PrerequisiteError
 
 __all__ = ["PREFIX", "LmmsTask", "harness_task", "lmms_version", "missing_harness"]
@@ -53,13 +53,12 @@ class LmmsTask:
         """Raise: lmms-eval scores, not this project."""
         raise PrerequisiteError(f"lmms-eval scores the answers of {self.task} itself.")
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Raise: lmms-eval sums up, not this project."""
-        raise PrerequisiteError(f"lmms-eval sums up {self.task} itself.")
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The mean over items, for comparing runs: lmms-eval sums up itself, and does not say how."""
+        from segros_eval.statistics.tally import item_mean, item_tally
 
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Return none: lmms-eval says how certain its numbers are, where it does."""
-        return {}
+        return (item_mean("mean over items", item_tally(), factor=100, clusters="document"),)
 
 
 def harness_task(name: str) -> EvalTask:

@@ -120,12 +120,13 @@ def compare(
     fmt: Annotated[str, typer.Option("--format", help="md or html.")] = "md",
 ) -> None:
     """Tell two runs apart, item by item, with the uncertainty of the difference."""
+    from segros_eval.pipeline.catalog import load_catalog
     from segros_eval.reporting.compare import compare_runs
     from segros_eval.reporting.run_report import render_comparison
 
     if fmt not in ("md", "html"):
         raise unknown_name("format", fmt, ("md", "html"))
-    emit(render_comparison(compare_runs(a, b), fmt=fmt))  # type: ignore[arg-type]
+    emit(render_comparison(compare_runs(a, b, load_catalog().evaluators), fmt=fmt))  # type: ignore[arg-type]
 
 
 def report(
