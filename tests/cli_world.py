@@ -81,12 +81,11 @@ geneval = EvalTask(
     name="geneval",
     title="GenEval",
     evaluator=GenEval(images_per_prompt=2, shapes_prompts_per_tag=2),
-    kind="image",
     worlds=("photo", "shapes"),
     data="geneval",
 )
 photos_only = EvalTask(
-    name="photos-only", title="Photos", evaluator=GenEval(), kind="image", worlds=("photo",), data="geneval"
+    name="photos-only", title="Photos", evaluator=GenEval(), worlds=("photo",), data="geneval"
 )
 """
 FILES = {

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Detection",
     "Detector",
+    "WORLD_READER",
     "EvalTask",
     "Evaluator",
     "GroupedColors",
@@ -29,6 +31,7 @@ __all__ = [
     "JudgeReply",
     "JudgeRequest",
     "Metric",
+    "Need",
     "Picture",
     "Result",
     "Sample",
@@ -37,6 +40,10 @@ __all__ = [
 ]
 
 World = Literal["photo", "shapes"]
+Need = Literal["detector", "judge", "mplug"]
+"""A detector, a vision language model that answers over HTTP, or DPG-Bench's official answerer."""
+WORLD_READER = "the reader of the embedded world"
+"""What protocols call the one that judges its images."""
 
 
 class Picture(Protocol):
@@ -308,15 +315,36 @@ class Tools:
         return found
 
 
-@runtime_checkable
-class Evaluator(Protocol):
-    """Ask, score and sum up by one benchmark's protocol."""
+class Evaluator(ABC):
+    """Ask, score and sum up by one benchmark's protocol; `benchmarks.kinds` has a base for each of the two kinds.
+
+    Attributes:
+        version: Raised when the benchmark's rules or readers change numbers.
+        kind: Whether backbones draw or answer, or a harness of others asks them.
+        judge_model: The judge, where one is needed.
+        judge_revision: Its revision; empty for what the server has.
+    """
+
+    version: ClassVar[int] = 1
+    kind: ClassVar[Literal["image", "answer", "harness"]]
+    judge_model: str = ""
+    judge_revision: str = ""
 
     @property
+    @abstractmethod
     def protocol(self) -> str:
         """Name and version of the protocol."""
-        ...
 
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Tools that scoring photographs takes; in the embedded world its reader stands in for each."""
+        return ()
+
+    def protocol_in(self, world: World) -> str:
+        """Return the name of the protocol in a world, whose reader may judge in place of the protocol's own judge."""
+        return self.protocol
+
+    @abstractmethod
     def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
         """Yield what to ask.
 
@@ -324,17 +352,19 @@ class Evaluator(Protocol):
             world: `"photo"` reads the official files below `data`; `"shapes"` builds the embedded world's set.
             data: Folder of the official files.
             seeds: Seeds of the draws.
-        """
-        ...
 
+        Raises:
+            PrerequisiteError: If the data is missing or damaged.
+        """
+
+    @abstractmethod
     def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
         """Judge responses in order; a response is an image, a text, or None where there is none."""
-        ...
 
     @property
+    @abstractmethod
     def metrics(self) -> tuple[Metric, ...]:
         """What scores are summed up to; the first is the headline."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -345,7 +375,6 @@ class EvalTask:
         name: Name on the command line, e.g. `"geneval"`.
         title: Name in tables, e.g. `"GenEval"`.
         evaluator: The protocol with its options.
-        kind: Whether backbones draw or answer, or a harness of others asks them.
         worlds: Worlds it can run in.
         data: Name of its data set for `segros data fetch`; None where only the embedded world is covered.
         paper: Where the published numbers stand, e.g. `"Table 1"`.
@@ -354,7 +383,11 @@ class EvalTask:
     name: str
     title: str
     evaluator: Evaluator
-    kind: Literal["image", "answer", "harness"]
     worlds: tuple[World, ...]
     data: str | None = None
     paper: str = ""
+
+    @property
+    def kind(self) -> Literal["image", "answer", "harness"]:
+        """Whether backbones draw or answer, or a harness of others asks them."""
+        return self.evaluator.kind

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import EvalTask, Metric, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import EvalTask, Evaluator, Metric, Sample, Score, Tools, World
 from segros_train.errors import PrerequisiteError
 
 __all__ = ["PREFIX", "LmmsTask", "harness_task", "lmms_version", "missing_harness"]
@@ -21,7 +21,7 @@ _INSTALL = "Install it with `pip install segros[lmms]`"
 
 
 @dataclass(frozen=True)
-class LmmsTask:
+class LmmsTask(Evaluator):
     """A task of lmms-eval.
 
     Attributes:
@@ -29,6 +29,8 @@ class LmmsTask:
         dataset_path: Data in place of the task's own: a repository on the hub, a parquet file or a folder of them.
         multi_image: What a backbone is shown of several pictures: side by side, the first alone, or as they are.
     """
+
+    kind: ClassVar[Literal["harness"]] = "harness"
 
     task: str
     dataset_path: str | None = None
@@ -70,7 +72,7 @@ def harness_task(name: str) -> EvalTask:
     task = name.removeprefix(PREFIX)
     if not task:
         raise PrerequisiteError(f"--eval {PREFIX} takes the name of a task of lmms-eval, e.g. {PREFIX}pope.")
-    return EvalTask(name=name, title=name, evaluator=LmmsTask(task), kind="harness", worlds=("photo", "shapes"))
+    return EvalTask(name=name, title=name, evaluator=LmmsTask(task), worlds=("photo", "shapes"))
 
 
 def lmms_version() -> str | None:

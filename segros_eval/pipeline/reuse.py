@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segros_eval.benchmarks.base import Evaluator
 from segros_train.errors import PrerequisiteError
 from segros_train.files import replace_file
 
@@ -86,9 +87,9 @@ def training_modules(family: str, method: Any, *, from_scratch: bool = False) ->
     )
 
 
-def evaluation_modules(evaluator: Any) -> tuple[str, ...]:
+def evaluation_modules(evaluator: Evaluator) -> tuple[str, ...]:
     """Return the modules that ask, read responses, score and sum up."""
-    tools = [module for need in getattr(evaluator, "needs", ()) for module in TOOLS.get(need, ())]
+    tools = [module for need in evaluator.needs for module in TOOLS.get(need, ())]
     shared = (
         "segros_eval.pipeline.generate",
         "segros_eval.pipeline.store",

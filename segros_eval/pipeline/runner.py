@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from segros_eval.benchmarks.base import EvalTask, Result, Sample
+from segros_eval.benchmarks.kinds import QuestionBenchmark
 from segros_eval.pipeline.generate import BatchSize, Shard, answer_questions, ask, draw_images
 from segros_eval.pipeline.judges import Judges
 from segros_eval.pipeline.keys import encoding_identity, plain
@@ -44,7 +45,6 @@ Ended = TypeVar("Ended")
 
 DATA_SEED = 0
 """Seed of embedded training data: fixed, so that the runs of several seeds train on the same set."""
-MAX_NEW_TOKENS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,7 +317,8 @@ def _responded(model: _Model, cell: Cell) -> Outcome | Responded | None:
         return Outcome(model.stage, cell, model.folder, _score_elsewhere(model, cell))
     samples = ask(model.stage, cell)
     began = time.monotonic()
-    responses, refused = _respond(model, cell.task, samples)
+    respond = _answer if isinstance(cell.task.evaluator, QuestionBenchmark) else _draw
+    responses, refused = respond(model, cell.task, samples)
     seconds = round(time.monotonic() - began, 2)
     if not model.ranks.is_first:
         return None
@@ -343,13 +344,8 @@ def _attempted(
     return Outcome(stage, cell, folder, failure=failure)
 
 
-def _respond(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, str]]:
-    """Return a response per sample, None where there is none, and why by item id."""
-    respond = _draw if task.kind == "image" else _answer
-    return respond(model, task, samples)
-
-
 def _draw(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, str]]:
+    """Return an image per sample, None where there is none, and why by item id."""
     stage = model.stage
     images = ImageStore(model.folder / "responses" / "images", settings=stage.settings, backbone_key=stage.key)
     refused: dict[str, str] = {}
@@ -367,7 +363,8 @@ def _draw(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[lis
 
 def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, str]]:
     stage = model.stage
-    max_new_tokens = getattr(task.evaluator, "max_new_tokens", MAX_NEW_TOKENS)
+    assert isinstance(task.evaluator, QuestionBenchmark)
+    max_new_tokens = task.evaluator.max_new_tokens
     path = model.folder / "responses" / f"{task.name}.jsonl"
     chosen = {name: value for name, value in stage.settings.options.items() if name == "precision"}
     reopen = partial(AnswerStore, path, backbone_key=stage.key, settings={"max_new_tokens": max_new_tokens} | chosen)

@@ -38,14 +38,14 @@ def missing_tool(task: EvalTask, world: World) -> Lack | None:
     """Say which tool an evaluation lacks in a world, None where it has all it needs."""
     if world == "shapes":
         return None
-    lacks = (_LACKS[need](task.evaluator) for need in getattr(task.evaluator, "needs", ()))
+    lacks = (_LACKS[need](task.evaluator) for need in task.evaluator.needs)
     found = next((lack for lack in lacks if lack is not None), None)
     return None if found is None else Lack(f"{task.title} {found.what}", found.remedy)
 
 
 def asks_server(task: EvalTask, world: World) -> bool:
     """Say whether an evaluation is scored by a judge that may want the device for itself."""
-    return world == "photo" and "judge" in getattr(task.evaluator, "needs", ())
+    return world == "photo" and "judge" in task.evaluator.needs
 
 
 def open_tools(task: EvalTask, world: World, *, judges: Judges) -> Tools:
@@ -62,7 +62,7 @@ def open_tools(task: EvalTask, world: World, *, judges: Judges) -> Tools:
     lacking = missing_tool(task, world)
     if lacking is not None:
         raise PrerequisiteError(str(lacking))
-    needs = getattr(task.evaluator, "needs", ())
+    needs = task.evaluator.needs
     if world == "shapes":
         from segros_eval.shapes.judge import SceneJudge
         from segros_eval.shapes.reader import SceneReader
@@ -70,8 +70,7 @@ def open_tools(task: EvalTask, world: World, *, judges: Judges) -> Tools:
         return Tools(detector=SceneReader(), judge=SceneJudge())
     detector = _open_detector(task.evaluator) if "detector" in needs else None
     if "judge" in needs:
-        evaluator: Any = task.evaluator
-        judge = judges.open(evaluator.judge_model, revision=evaluator.judge_revision)
+        judge = judges.open(task.evaluator.judge_model, revision=task.evaluator.judge_revision)
         return Tools(detector=detector, judge=judge, close=judge.close)
     if "mplug" in needs:
         from segros_eval.benchmarks.dpgbench.mplug.answerer import open_mplug

@@ -23,7 +23,7 @@ from segros_train.errors import PrerequisiteError
 from segros_train.types import GenerationSettings
 
 EVALUATOR = GenEval(images_per_prompt=3, shapes_prompts_per_tag=2)
-TASK = EvalTask(name="geneval", title="GenEval", evaluator=EVALUATOR, kind="image", worlds=("photo", "shapes"))
+TASK = EvalTask(name="geneval", title="GenEval", evaluator=EVALUATOR, worlds=("photo", "shapes"))
 TOOLS = Tools(detector=SceneReader())
 PROMPTS = EVALUATOR.prompts("shapes", None)
 

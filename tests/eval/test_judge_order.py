@@ -6,14 +6,14 @@ import dataclasses
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import cli_world
 import pytest
 from judge_stub import StubJudge
 from PIL import Image
 
-from segros_eval.benchmarks.base import EvalTask, JudgeRequest, Metric, Sample, Score, Tools
+from segros_eval.benchmarks.base import EvalTask, Evaluator, JudgeRequest, Metric, Sample, Score, Tools
 from segros_eval.judges import flags as judge_flags
 from segros_eval.judges import vllm_server
 from segros_eval.pipeline import scoring
@@ -45,8 +45,10 @@ class Painter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asking:
+class Asking(Evaluator):
     """Ask a judge one question about each picture; without a judge all pictures are worth 1."""
+
+    kind: ClassVar[Literal["image"]] = "image"
 
     judge_model: str
     needs: tuple[str, ...] = ("judge",)
@@ -113,7 +115,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         cells = tuple(
             dataclasses.replace(
                 made.stages[0].cells[0],
-                task=EvalTask(f"asking-{number}", "Asking", one, "image", ("photo", "shapes")),  # type: ignore[arg-type]
+                task=EvalTask(f"asking-{number}", "Asking", one, ("photo", "shapes")),
                 key=f"key-{number}",
             )
             for number, one in enumerate(evaluators)

@@ -23,7 +23,7 @@ def catalog() -> Catalog:
     """Give the declared backbones one evaluation that draws and one that answers."""
     declared = load_catalog(TASKS)
     draws = declared.evaluators["geneval"]
-    answers = dataclasses.replace(draws, name="asked", title="Asked", kind="answer")
+    answers = dataclasses.replace(declared.evaluators["mme"], name="asked", title="Asked")
     return dataclasses.replace(declared, evaluators={"geneval": draws, "asked": answers})
 
 

@@ -10,13 +10,25 @@ Source: WayneJin0918/SRUM@a53ba18 (CompBench_eval); Karine-Huang/T2I-CompBench@1
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import Judge, JudgeReply, JudgeRequest, Metric, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import (
+    WORLD_READER,
+    Judge,
+    JudgeReply,
+    JudgeRequest,
+    Metric,
+    Need,
+    Sample,
+    Score,
+    Tools,
+    World,
+)
+from segros_eval.benchmarks.kinds import ImageBenchmark, check_counts
 from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
@@ -42,7 +54,7 @@ STRICT_FAILURE = -1.0
 
 
 @dataclass(frozen=True)
-class CompBench:
+class CompBench(ImageBenchmark):
     """Score images against compositional prompts with a judge.
 
     Attributes:
@@ -55,7 +67,6 @@ class CompBench:
     """
 
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Literal["srum-2025-11", "compbench-mllm-v1"] = "srum-2025-11"
     images_per_prompt: int = 1
@@ -63,18 +74,27 @@ class CompBench:
     judge_revision: str = ""
     shapes_prompts_per_category: int = 20
 
-    needs = ("judge",)
-
     def __post_init__(self) -> None:
-        for name in ("images_per_prompt", "shapes_prompts_per_category"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        check_counts(self)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The judge."""
+        return ("judge",)
 
     @property
     def protocol(self) -> str:
         """Name of the rules, and the judge."""
         revision = f"@{self.judge_revision}" if self.judge_revision else ""
         return f"{self.rules} judged by {self.judge_model}{revision}"
+
+    def protocol_in(self, world: World) -> str:
+        """Return the name of the rules, and who judges in a world."""
+        return f"{self.rules} judged by {WORLD_READER}" if world == "shapes" else self.protocol
+
+    def prompt_ids(self, number: int, record: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the row's own number, and its prompt: rows of one prompt share their images."""
+        return record["question_id"], record["prompt"]
 
     def prompts(self, world: World, data: Path | None) -> list[dict[str, Any]]:
         """Return the evaluation set: `prompt`, `category` and `question_id` of each row.
@@ -104,23 +124,6 @@ class CompBench:
             )
             if line.strip()
         ]
-
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield `images_per_prompt` draws of each row and seed; rows of one prompt share their images.
-
-        Args:
-            world: See `prompts`.
-            data: See `prompts`.
-            seeds: Seeds of the run.
-
-        Raises:
-            PrerequisiteError: See `prompts`.
-        """
-        for row in self.prompts(world, data):
-            for seed in seeds:
-                for draw in range(seed * self.images_per_prompt, (seed + 1) * self.images_per_prompt):
-                    item = f"{row['question_id']}/{draw:05d}"
-                    yield Sample(item, row["prompt"], "image", row["prompt"], seed=draw, metadata=row)
 
     def folder_prompts(self, root: Path) -> Iterator[str]:
         """Yield the prompts that a folder's file names hold.

@@ -17,7 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import Judge, JudgeReply, JudgeRequest, Metric, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import (
+    WORLD_READER,
+    Judge,
+    JudgeReply,
+    JudgeRequest,
+    Metric,
+    Need,
+    Sample,
+    Score,
+    Tools,
+    World,
+)
+from segros_eval.benchmarks.kinds import ImageBenchmark, check_counts
 from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
@@ -38,7 +50,7 @@ _COMMIT = "3c228f1"
 
 
 @dataclass(frozen=True)
-class DPGBench:
+class DPGBench(ImageBenchmark):
     """Score images by the questions of DPG-Bench.
 
     Attributes:
@@ -56,7 +68,6 @@ class DPGBench:
     """
 
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Literal["official", "fixed"] = "official"
     answerer: Literal["mplug", "judge"] = "mplug"
@@ -69,12 +80,10 @@ class DPGBench:
     questions_git_blob: str = _OFFICIAL_QUESTIONS
 
     def __post_init__(self) -> None:
-        for name in ("images_per_prompt", "shapes_prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        check_counts(self)
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def needs(self) -> tuple[Need, ...]:
         """The tool that answers."""
         return (self.answerer,)
 
@@ -89,6 +98,14 @@ class DPGBench:
             if getattr(self, name) != official:
                 parts.append(f"{name}={getattr(self, name)}")
         return " ".join(parts)
+
+    def protocol_in(self, world: World) -> str:
+        """Return name, commit and rules, and who answers in a world."""
+        return f"dpg-bench@{_COMMIT} {self.rules} judged by {WORLD_READER}" if world == "shapes" else self.protocol
+
+    def prompt_ids(self, number: int, record: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the item's own name, twice."""
+        return record["item_id"], record["item_id"]
 
     def prompts(self, world: World, data: Path | None) -> list[dict[str, Any]]:
         """Return the evaluation set: per item its id, prompt, questions, and whether it heads the official table.
@@ -114,23 +131,6 @@ class DPGBench:
             raise PrerequisiteError(f"{table} has no questions about {len(lacking)} prompts, e.g. {lacking[0]}.")
         first = next(iter(graphs), None)
         return [_record(item, text, graphs[item], heads_table=item == first) for item, text in texts.items()]
-
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield `images_per_prompt` draws of each prompt and seed; draws are numbered as GenEval's are.
-
-        Args:
-            world: See `prompts`.
-            data: See `prompts`.
-            seeds: Seeds of the run.
-
-        Raises:
-            PrerequisiteError: See `prompts`.
-        """
-        for record in self.prompts(world, data):
-            for seed in seeds:
-                for draw in range(seed * self.images_per_prompt, (seed + 1) * self.images_per_prompt):
-                    item = record["item_id"]
-                    yield Sample(f"{item}/{draw:05d}", item, "image", record["prompt"], seed=draw, metadata=record)
 
     def folder_prompts(self, root: Path) -> Iterator[str]:
         """Yield the item ids that a folder's file names hold; the layout holds no prompts.

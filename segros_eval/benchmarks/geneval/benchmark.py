@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import Detection, Detector, GroupedColors, Metric, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import Detection, Detector, GroupedColors, Metric, Need, Sample, Score, Tools, World
+from segros_eval.benchmarks.kinds import ImageBenchmark, check_counts
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
 
@@ -46,7 +47,7 @@ _IMAGES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class GenEval:
+class GenEval(ImageBenchmark):
     """Score images by the rules of GenEval.
 
     Attributes:
@@ -63,7 +64,6 @@ class GenEval:
     """
 
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     threshold: float = 0.3
     counting_threshold: float = 0.9
@@ -75,7 +75,10 @@ class GenEval:
     metadata_sha256: str = _OFFICIAL_METADATA
     detector: Literal["transformers", "mmdet"] = "transformers"
 
-    needs: ClassVar[tuple[str, ...]] = ("detector",)
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The detector."""
+        return ("detector",)
 
     @property
     def min_score(self) -> float:
@@ -83,9 +86,7 @@ class GenEval:
         return min(self.threshold, self.counting_threshold)
 
     def __post_init__(self) -> None:
-        for name in ("max_objects", "images_per_prompt", "shapes_prompts_per_tag"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        check_counts(self)
 
     @property
     def protocol(self) -> str:
@@ -125,27 +126,6 @@ class GenEval:
                 "--set metadata_sha256=..., which makes it a protocol of its own."
             )
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield `images_per_prompt` draws of each prompt and seed.
-
-        Draw k of seed s has the drawing seed s * images_per_prompt + k, which also names the item ("00012/00003"):
-        pooled seeds never collide, and more images per prompt keep those that seed 0 already drew.
-
-        Args:
-            world: See `prompts`.
-            data: See `prompts`.
-            seeds: Seeds of the run.
-
-        Raises:
-            PrerequisiteError: See `prompts`.
-        """
-        for index, record in enumerate(self.prompts(world, data)):
-            for seed in seeds:
-                for draw in range(seed * self.images_per_prompt, (seed + 1) * self.images_per_prompt):
-                    prompt_id = f"{index:05d}"
-                    item_id = f"{prompt_id}/{draw:05d}"
-                    yield Sample(item_id, prompt_id, "image", record["prompt"], seed=draw, metadata=record)
 
     def folder_prompts(self, root: Path) -> Iterator[str]:
         """Yield the prompts that a folder in the official layout says it shows.
@@ -209,9 +189,10 @@ class GenEval:
         )
 
     def _score_window(self, samples: Sequence[Sample], responses: Sequence[Any], detector: Detector) -> list[Score]:
+        from segros_eval.benchmarks.folders import read_response
         from segros_eval.benchmarks.geneval.rules import color_questions
 
-        read = [_read(response) for response in responses]
+        read = [read_response(response) for response in responses]
         good = [(sample, image) for sample, image in zip(samples, read, strict=True) if not isinstance(image, str)]
         detections = detector.detect([image for _, image in good])
         kept = [self._keep(sample, found) for (sample, _), found in zip(good, detections, strict=True)]
@@ -290,18 +271,6 @@ def _colors(detector: Detector, groups: Sequence[tuple[Image, Sequence[Detection
     if isinstance(detector, GroupedColors):
         return detector.grouped_colors(groups)
     return [detector.colors(image, found) for image, found in groups]
-
-
-def _read(response: Any) -> Image | str:
-    """Return the image of a response, or why there is none."""
-    from segros_eval.benchmarks.images import UnreadableImageError, read_image
-
-    if response is None:
-        return "no image was drawn"
-    try:
-        return read_image(response)
-    except UnreadableImageError as error:
-        return str(error)
 
 
 def _unscored(sample: Sample, reason: str) -> Score:

@@ -10,23 +10,20 @@ Source: BradyFU/Awesome-Multimodal-Large-Language-Models, MME eval_tool; Evolvin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from segros_eval.benchmarks.base import Metric, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import Metric, Sample, Score
 from segros_eval.benchmarks.vqa.categories import COGNITION, PERCEPTION
 from segros_eval.benchmarks.vqa.questions import (
     WORD,
     Decoding,
+    PublishedQuestions,
     Rules,
     Verdict,
     accuracies,
-    check_positive,
-    judge,
-    protocol_id,
     unparsed_share,
 )
 from segros_eval.benchmarks.vqa.yes_no import first_letters, whole_word
@@ -43,7 +40,7 @@ _POINTS_PER_PICTURE = 200
 
 
 @dataclass(frozen=True)
-class MME:
+class MME(PublishedQuestions):
     """Score answers by the rules of MME.
 
     Attributes:
@@ -54,8 +51,8 @@ class MME:
         shapes_pictures: Pictures of each category in the embedded world.
     """
 
+    name: ClassVar[str] = "mme"
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Rules = "standard"
     max_new_tokens: int = 16
@@ -63,45 +60,26 @@ class MME:
     num_rows: int | None = 2374
     shapes_pictures: int = 60
 
-    def __post_init__(self) -> None:
-        check_positive(self, "max_new_tokens", "num_rows", "shapes_pictures")
-
-    @property
-    def protocol(self) -> str:
-        """Name, version and every departure from the default."""
-        return protocol_id("mme", self)
-
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Return what is asked about a record."""
         if self.rules == "vlmevalkit":
             return record["question"]
         return f"{record['question'].strip().replace(SUFFIX, '')}\n{WORD}"
 
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield every question once: an answer is decoded without chance, so seeds change nothing.
+    def picture_id(self, item_id: str, record: Mapping[str, Any]) -> str:
+        """Return what questions about the same picture share."""
+        return record["question_id"]
 
-        Raises:
-            PrerequisiteError: If the data is missing, damaged, or holds a picture without two questions.
-        """
-        from segros_eval.benchmarks.vqa.data import question_set
+    def group(self, item_id: str, record: Mapping[str, Any]) -> str:
+        """Return the category that a question belongs to."""
+        return record["category"]
 
-        records = question_set("mme", world, data, num_rows=self.num_rows, shapes_size=self.shapes_pictures)
-        for item_id, record, pictures in records:
-            yield Sample(
-                item_id,
-                record["question_id"],
-                "answer",
-                self.prompt(record),
-                images=pictures,
-                choices=("Yes", "No") if self.decoding == "logprobs" else (),
-                metadata={**record, "group": record["category"]},
-            )
+    def choices(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the answers that are weighed, where they are."""
+        return ("Yes", "No") if self.decoding == "logprobs" else ()
 
-    def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
-        """Judge answers: 1 where the reading equals the right answer."""
-        return judge(samples, responses, self._read)
-
-    def _read(self, sample: Sample, answer: str) -> Verdict:
+    def read(self, sample: Sample, answer: str) -> Verdict:
+        """Return what the protocol makes of an answer."""
         found = whole_word(answer) if self.rules == "vlmevalkit" else first_letters(answer)
         return Verdict(found, float(found == sample.metadata["answer"].strip().lower().replace(".", "")))
 

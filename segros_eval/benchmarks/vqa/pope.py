@@ -11,24 +11,21 @@ open-compass/VLMEvalKit@e8e78f0, vlmeval/dataset/utils/yorn.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from segros_eval.benchmarks.base import Metric, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import Metric, Sample, Score
 from segros_eval.benchmarks.vqa.categories import SPLITS
 from segros_eval.benchmarks.vqa.questions import (
     WORD,
     Decoding,
+    PublishedQuestions,
     Rules,
     Verdict,
     answer_of,
-    check_positive,
-    judge,
-    protocol_id,
     unparsed_share,
 )
 from segros_eval.benchmarks.vqa.yes_no import exact, first_sentence, whole_word
@@ -49,7 +46,7 @@ _MEASURES = ("precision", "recall", "yes_ratio")
 
 
 @dataclass(frozen=True)
-class POPE:
+class POPE(PublishedQuestions):
     """Score answers by the rules of POPE.
 
     Attributes:
@@ -60,8 +57,8 @@ class POPE:
         shapes_pictures: Pictures in the embedded world, with twelve questions each.
     """
 
+    name: ClassVar[str] = "pope"
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Rules = "standard"
     max_new_tokens: int = 128
@@ -69,43 +66,24 @@ class POPE:
     num_rows: int | None = 9000
     shapes_pictures: int = 150
 
-    def __post_init__(self) -> None:
-        check_positive(self, "max_new_tokens", "num_rows", "shapes_pictures")
-
-    @property
-    def protocol(self) -> str:
-        """Name, version and every departure from the default."""
-        return protocol_id("pope", self)
-
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Return what is asked about a record."""
         return record["question"] if self.rules == "vlmevalkit" else f"{record['question'].strip()}\n{WORD}"
 
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield every question once: an answer is decoded without chance, so seeds change nothing.
+    def picture_id(self, item_id: str, record: Mapping[str, Any]) -> str:
+        """Return what questions about the same picture share."""
+        return record["image_source"]
 
-        Raises:
-            PrerequisiteError: If the data is missing or damaged.
-        """
-        from segros_eval.benchmarks.vqa.data import question_set
+    def group(self, item_id: str, record: Mapping[str, Any]) -> str:
+        """Return the category that a question belongs to."""
+        return record["category"]
 
-        records = question_set("pope", world, data, num_rows=self.num_rows, shapes_size=self.shapes_pictures)
-        for item_id, record, pictures in records:
-            yield Sample(
-                item_id,
-                record["image_source"],
-                "answer",
-                self.prompt(record),
-                images=pictures,
-                choices=("Yes", "No") if self.decoding == "logprobs" else (),
-                metadata={**record, "group": record["category"]},
-            )
+    def choices(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the answers that are weighed, where they are."""
+        return ("Yes", "No") if self.decoding == "logprobs" else ()
 
-    def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
-        """Judge answers: 1 where the reading equals the right answer."""
-        return judge(samples, responses, self._read)
-
-    def _read(self, sample: Sample, answer: str) -> Verdict:
+    def read(self, sample: Sample, answer: str) -> Verdict:
+        """Return what the protocol makes of an answer."""
         found = _READINGS[self.rules](answer)
         return Verdict(found, float(found == sample.metadata["answer"].strip().lower()))
 
