@@ -15,11 +15,11 @@ from typing import Any
 from segros_eval.benchmarks.base import EvalTask, Metric, Result
 from segros_eval.benchmarks.lmms_eval import PREFIX, harness_task
 from segros_eval.pipeline.store import read_result, read_scores
-from segros_eval.reporting.table import MISSING, Head, Sheet, SheetCell, SheetRow, interval_text, number
+from segros_eval.reporting.table import MISSING, Cell, Table, interval_text, make_table, number, signed
 from segros_eval.statistics.paired import Difference, paired_differences
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["Comparison", "Contrast", "compare_runs", "comparison_sheets"]
+__all__ = ["Comparison", "Contrast", "compare_runs", "comparison_table"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Contrast:
     @property
     def verdict(self) -> str:
         """Say in one sentence what the difference is worth."""
-        start = f"difference {_signed(self.difference.estimate)}"
+        start = f"difference {signed(number(self.difference.estimate))}"
         if self.difference.interval is None:
             return f"{start}: too few clusters to tell"
         words = {True: "A is higher" if self.difference.estimate > 0 else "B is higher", False: "not distinguishable"}
@@ -126,24 +126,13 @@ def _metrics(result: Result, evaluators: Mapping[str, EvalTask]) -> tuple[Metric
     return dataclasses.replace(evaluator, **changed).metrics
 
 
-def comparison_sheets(comparison: Comparison) -> tuple[Sheet, ...]:
-    """Return a comparison as one sheet.
+def comparison_table(comparison: Comparison) -> Table:
+    """Return a comparison as a table.
 
     Args:
         comparison: What to show.
     """
-    heads = (
-        "Evaluator",
-        "Metric",
-        "A − B",
-        "Items",
-        "Left out",
-        "Only A right",
-        "Only B right",
-        "McNemar p",
-        "Verdict",
-    )
-    rows = tuple(SheetRow("plain", _cells(contrast)) for contrast in comparison.contrasts)
+    numbers = ("A − B", "Items", "Left out", "Only A right", "Only B right", "McNemar p")
     estimators = {item.difference.interval.estimator for item in comparison.contrasts if item.difference.interval}
     notes = (
         f"A: `{comparison.a}`. B: `{comparison.b}`. Differences on the items both runs have scored.",
@@ -151,8 +140,9 @@ def comparison_sheets(comparison: Comparison) -> tuple[Sheet, ...]:
         "McNemar's test takes items for independent; where several share a prompt, trust the interval.",
         *comparison.notes,
     )
-    sheet_heads = tuple(Head(head, numeric=1 < i < 8) for i, head in enumerate(heads))
-    return (Sheet("comparison", "comparison", "Paired comparison", "", sheet_heads, rows, notes),)
+    heads = ("Evaluator", "Metric", *numbers, "Verdict")
+    rows = map(_cells, comparison.contrasts)
+    return make_table("comparison", "Paired comparison", heads, rows, numeric=numbers, notes=notes)
 
 
 def _evaluations(run: Path) -> set[str]:
@@ -172,21 +162,17 @@ def _mismatch(a: Result, b: Result) -> str:
     return ""
 
 
-def _cells(contrast: Contrast) -> tuple[SheetCell, ...]:
+def _cells(contrast: Contrast) -> tuple[Cell, ...]:
     difference = contrast.difference
     detail = interval_text(difference.interval) if difference.interval else ""
     tone = {True: "good" if difference.estimate > 0 else "bad"}.get(bool(contrast.distinguishable), "")
     counts = (difference.num_items, difference.num_left_out, difference.only_a, difference.only_b)
     p = MISSING if difference.mcnemar_p is None else f"{difference.mcnemar_p:.3g}"
     return (
-        SheetCell(contrast.evaluator),
-        SheetCell(contrast.metric),
-        SheetCell(_signed(difference.estimate), detail, sort=difference.estimate),
-        *(SheetCell(MISSING if count is None else str(count), sort=count) for count in counts),
-        SheetCell(p, sort=difference.mcnemar_p),
-        SheetCell(contrast.verdict, tone=tone),
+        Cell(contrast.evaluator),
+        Cell(contrast.metric),
+        Cell(signed(number(difference.estimate)), detail, sort=difference.estimate),
+        *(Cell(MISSING if count is None else str(count), sort=count) for count in counts),
+        Cell(p, sort=difference.mcnemar_p),
+        Cell(contrast.verdict, tone=tone),
     )
-
-
-def _signed(value: float) -> str:
-    return number(value).replace("-", "−")
