@@ -1,7 +1,7 @@
 """Evaluators: what to ask of a backbone, how to score one response, how to sum up.
 
 An evaluator is a frozen dataclass whose fields are its protocol's options. Its phases talk through
-values: `samples` says what to generate or ask, `score` judges one response, `aggregate` sums up.
+values: `samples` says what to generate or ask, `score` judges one response, `metrics` says how scores are summed up.
 Unscored is not zero: what cannot be scored has value None with a reason, is counted, and never
 enters a mean. This module imports no torch.
 """
@@ -30,6 +30,7 @@ __all__ = [
     "Judge",
     "JudgeReply",
     "JudgeRequest",
+    "Metric",
     "Need",
     "Picture",
     "Result",
@@ -103,7 +104,7 @@ class Score:
             rule); `"unscored"` for a response that is missing or unreadable (value None).
         value: The item's value, None exactly when unscored.
         reason: Why it failed or could not be scored; empty when there is nothing to say.
-        group: The tag or category that `aggregate` averages by.
+        group: The tag or category that metrics average by.
     """
 
     item_id: str
@@ -133,6 +134,39 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A number that a benchmark reports: one function of weighted clusters, whatever is asked of it.
+
+    Attributes:
+        name: Its name in a result.
+        tally: Sums up the items of each cluster; metrics that share one share the draws of their intervals.
+        statistic: Makes the number of the tally's totals under R weightings, [R]; NaN where there is none.
+        unit: What it is counted in.
+        groups: Groups of items it is about; none for all.
+        clusters: What is resampled, e.g. `"prompt"`; empty where no interval is estimated.
+        interval: How its own interval is estimated; a standard error fits a mean over items. A difference of two runs
+            is always resampled.
+    """
+
+    name: str
+    tally: Callable[[Sequence[Score]], Any]
+    statistic: Callable[[Any], Any]
+    unit: Literal["%", "points"] = "%"
+    groups: tuple[str, ...] = ()
+    clusters: str = ""
+    interval: Literal["bootstrap", "standard error"] = "bootstrap"
+
+    def aggregate(self, scores: Sequence[Score], weights: Any = None) -> Any:
+        """Return the number under each weighting of the clusters, [R].
+
+        Args:
+            scores: All scores of a run.
+            weights: [R, C] weights of the clusters in alphabetical order; None for weights of 1, with R = 1.
+        """
+        return self.statistic(self.tally(scores).totals(weights))
+
+
+@dataclass(frozen=True)
 class Result:
     """One cell of the leaderboard.
 
@@ -140,7 +174,7 @@ class Result:
         method: Name of the train task.
         backbone: Name of the card.
         evaluator: Name of the evaluation task.
-        metrics: Values in percent; the first key is the headline.
+        metrics: Values in their units; the first key is the headline, and what nobody asked for is not among them.
         intervals: Per metric, where one is estimated.
         num_samples: Scored samples.
         num_unparsed: Samples scored by the protocol's rule for unreadable answers.
@@ -327,18 +361,10 @@ class Evaluator(ABC):
     def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
         """Judge responses in order; a response is an image, a text, or None where there is none."""
 
+    @property
     @abstractmethod
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent; the first key is the headline. A metric without scored samples is None."""
-
-    @abstractmethod
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate 95% intervals in percent of the metrics of `aggregate`; one that says nothing is left out.
-
-        Args:
-            scores: The same scores that `aggregate` sums up.
-            seed: Seed of the resampling.
-        """
+    def metrics(self) -> tuple[Metric, ...]:
+        """What scores are summed up to; the first is the headline."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import EvalTask, Evaluator, Interval, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import EvalTask, Evaluator, Metric, Sample, Score, Tools, World
 from segros_train.errors import PrerequisiteError, Problem
 
 __all__ = ["PREFIX", "LmmsTask", "harness_task", "lmms_version", "missing_harness"]
@@ -54,13 +54,12 @@ class LmmsTask(Evaluator):
         """Raise: lmms-eval scores, not this project."""
         raise PrerequisiteError(f"lmms-eval scores the answers of {self.task} itself.")
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Raise: lmms-eval sums up, not this project."""
-        raise PrerequisiteError(f"lmms-eval sums up {self.task} itself.")
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The mean over items, for comparing runs: lmms-eval sums up itself, and does not say how."""
+        from segros_eval.statistics.tally import item_mean, item_tally
 
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Return none: lmms-eval says how certain its numbers are, where it does."""
-        return {}
+        return (item_mean("mean over items", item_tally(), factor=100, clusters="document"),)
 
 
 def harness_task(name: str) -> EvalTask:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "leaderboard", "paper", "report", "score"]
 
-FORMATS = ("md", "html", "csv", "json")
+FORMATS = ("md", "html", "csv", "json", "latex")
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of run folders.")]
 MaxUnscored = Annotated[
     float, typer.Option("--max-unscored", min=0, max=1, help="Allowed share of items without a value.")
@@ -79,7 +79,7 @@ def score(
 
 def leaderboard(
     fmt: Annotated[
-        str | None, typer.Option("--format", help="Print as md, html, csv or json; left out, write the pages.")
+        str | None, typer.Option("--format", help="Print as md, html, csv, json or latex; left out, write the pages.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Say which pages are stale; write nothing.")] = False,
     add: Annotated[
@@ -120,12 +120,13 @@ def compare(
     fmt: Annotated[str, typer.Option("--format", help="md or html.")] = "md",
 ) -> None:
     """Tell two runs apart, item by item, with the uncertainty of the difference."""
+    from segros_eval.pipeline.catalog import load_catalog
     from segros_eval.reporting.compare import compare_runs
     from segros_eval.reporting.run_report import render_comparison
 
     if fmt not in ("md", "html"):
         raise unknown_name("format", fmt, ("md", "html"))
-    emit(render_comparison(compare_runs(a, b), fmt=fmt))  # type: ignore[arg-type]
+    emit(render_comparison(compare_runs(a, b, load_catalog().evaluators), fmt=fmt))  # type: ignore[arg-type]
 
 
 def report(

@@ -61,13 +61,16 @@ def summarise(
         key: Content hash of everything that determines the numbers.
         provenance: Versions, hashes, settings, times; JSON-ready.
     """
+    from segros_eval.statistics.bootstrap import interval_estimates, point_estimates
+
+    metrics = task.evaluator.metrics
     counts = {status: sum(score.status == status for score in scores) for status in ("unparsed", "unscored")}
     return Result(
         method=method,
         backbone=backbone,
         evaluator=task.name,
-        metrics=task.evaluator.aggregate(scores),
-        intervals=task.evaluator.intervals(scores),
+        metrics=point_estimates(metrics, scores),
+        intervals=interval_estimates(metrics, scores),
         num_samples=len(scores) - counts["unscored"],
         num_unparsed=counts["unparsed"],
         num_unscored=counts["unscored"],

@@ -13,7 +13,7 @@ import pytest
 from judge_stub import StubJudge
 from PIL import Image
 
-from segros_eval.benchmarks.base import EvalTask, Evaluator, JudgeRequest, Sample, Score, Tools
+from segros_eval.benchmarks.base import EvalTask, Evaluator, JudgeRequest, Metric, Sample, Score, Tools
 from segros_eval.judges import flags as judge_flags
 from segros_eval.judges import vllm_server
 from segros_eval.pipeline import scoring
@@ -21,6 +21,7 @@ from segros_eval.pipeline.catalog import load_catalog
 from segros_eval.pipeline.plan import Request, RunPlan, make_plan
 from segros_eval.pipeline.progress import Silent
 from segros_eval.pipeline.runner import run_plan
+from segros_eval.statistics.tally import item_mean, item_tally
 from segros_train.backbones import loading
 from segros_train.errors import PrerequisiteError
 
@@ -65,11 +66,9 @@ class Asking(Evaluator):
             assert [reply.text for reply in tools.judge.ask(asked)] == ["yes"] * len(samples)
         return [Score(one.item_id, one.cluster_id, None, None, "scored", 1.0) for one in samples]
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        return {"overall": 100.0 * sum(score.value or 0 for score in scores) / len(scores)}
-
-    def intervals(self, scores: Sequence[Score]) -> dict[str, Any]:
-        return {}
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return (item_mean("overall", item_tally()),)
 
 
 @dataclasses.dataclass

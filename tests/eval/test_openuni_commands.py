@@ -110,7 +110,7 @@ def test_a_cache_that_happens_to_lie_on_the_disk_is_not_read(segros: Segros, tmp
     assert (done := train(segros, "sft")).exit_code == 0, done.stderr
     losses = last_losses("sft")
     shutil.rmtree(tmp_path / "runs")
-    assert segros("data", "encode", "openuni-tiny", "--data", "pictures").exit_code == 0
+    assert segros("data", "encode", "openuni-tiny", *MINE).exit_code == 0
     assert (done := train(segros, "sft")).exit_code == 0, done.stderr
     assert "encoded beforehand" not in done.stderr
     assert last_losses("sft") == losses

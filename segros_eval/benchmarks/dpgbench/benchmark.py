@@ -13,15 +13,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from segros_eval.benchmarks.base import (
     WORLD_READER,
-    Interval,
     Judge,
     JudgeReply,
     JudgeRequest,
+    Metric,
     Need,
     Sample,
     Score,
@@ -32,12 +33,14 @@ from segros_eval.benchmarks.kinds import ImageBenchmark, check_counts
 from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
-    from segros_eval.benchmarks.dpgbench.rules import Answered, Question, Summary
+    from segros_eval.benchmarks.dpgbench.rules import Answered, Question
     from segros_eval.benchmarks.folders import ImageFolder
+    from segros_eval.statistics.tally import Entry, Floats, Tally, Totals
 
 __all__ = ["PROMPTS_FILE", "QUESTIONS_FILE", "DPGBench"]
 
 PROMPTS_FILE, QUESTIONS_FILE = "prompts.json", "dpg_bench.csv"
+OVERALL = "overall"
 JUDGE_TEMPLATE = "dpg-yes-no-v1"
 JUDGE_TEXT = "{question} Answer with yes or no."
 
@@ -185,58 +188,28 @@ class DPGBench(ImageBenchmark):
             for index, (sample, fault) in enumerate(zip(samples, faults, strict=True))
         ]
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent: `overall`, the five kinds and thirteen categories by `rules`, then by the other rules.
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """`overall`, the five kinds and thirteen categories by `rules`, then by the other rules; in percent.
 
         Names of the other rules' numbers begin with theirs (`fixed_overall`). `fixed_zeroed_...` are the kinds after
         dependencies, which the official script does not print.
         """
         from segros_eval.benchmarks.dpgbench.rules import CATEGORIES, KINDS
 
+        tallies = {"official": partial(_answers, True), "fixed": partial(_answers, False)}
         others = {"official": "fixed", "fixed": "official"}[self.rules]
-        metrics: dict[str, float | None] = {}
+        found = []
         for rules, prefix in ((self.rules, ""), (others, f"{others}_")):
-            summary = self.summary(scores, rules=rules)
-            metrics[f"{prefix}overall"] = _percent(summary.score)
-            metrics |= {f"{prefix}{kind}": _percent(summary.kinds.get(kind)) for kind in KINDS}
-            metrics |= {f"{prefix}{_key(name)}": _percent(summary.categories.get(name)) for name in CATEGORIES}
-        zeroed = self.summary(scores, rules="fixed").zeroed_kinds
-        return metrics | {f"fixed_zeroed_{kind}": _percent(zeroed.get(kind)) for kind in KINDS}
-
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate 95% intervals of both headlines by resampling prompts.
-
-        Args:
-            scores: What `aggregate` sums up.
-            seed: Seed of the resampling.
-        """
-        from segros_eval.statistics.bootstrap import bootstrap_intervals, pooled_mean
-
-        found: dict[str, Interval] = {}
-        for name, value in self.aggregate(scores).items():
-            if not name.endswith("overall") or value is None:
-                continue
-            rules = self.rules if name == "overall" else name.removesuffix("_overall")
-            means = [
-                Score(item, item, None, None, "scored", mean)
-                for item, mean in self.summary(scores, rules=rules).files.items()
-            ]
-            interval = bootstrap_intervals(means, {"overall": pooled_mean}, seed=seed).get("overall")
-            found |= {name: interval} if interval is not None else {}
-        return found
-
-    def summary(self, scores: Sequence[Score], *, rules: str) -> Summary:
-        """Sum up by some rules.
-
-        Args:
-            scores: Scores of this evaluator.
-            rules: `"official"` or `"fixed"`.
-        """
-        from segros_eval.benchmarks.dpgbench.rules import summarise
-
-        official = rules == "official"
-        known = sorted((score for score in scores if score.value is not None), key=lambda score: score.item_id)
-        return summarise(map(answered, known), drop_first_row=official, last_picture_only=official)
+            found.append(Metric(f"{prefix}overall", tallies[rules], partial(_share, OVERALL), clusters="prompt"))
+            for level, names in (("kind", KINDS), ("category", CATEGORIES)):
+                for name in names:
+                    share = partial(_share, f"{level} {name}")
+                    found.append(Metric(f"{prefix}{name.replace(' ', '')}", tallies[rules], share))
+        zeroed = [
+            Metric(f"fixed_zeroed_{one}", tallies["fixed"], partial(_share, f"zeroed kind {one}")) for one in KINDS
+        ]
+        return (*found, *zeroed)
 
     def _checked(self, data: Path | None) -> tuple[Path, Path]:
         """Return the official files, which are those of the protocol."""
@@ -331,9 +304,27 @@ def _unscored(sample: Sample, reason: str) -> Score:
     return Score(sample.item_id, sample.cluster_id, None, None, "unscored", None, reason=reason)
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def _answers(official: bool, scores: Sequence[Score]) -> Tally:
+    """Sum up each prompt by some rules: its score, and the questions answered yes by level and category."""
+    from segros_eval.benchmarks.dpgbench.rules import summarise
+    from segros_eval.statistics.tally import tabulate
+
+    files: dict[str, list[Score]] = {}
+    for score in sorted((score for score in scores if score.value is not None), key=lambda score: score.item_id):
+        files.setdefault(score.cluster_id, []).append(score)
+    entries: list[Entry] = []
+    for file, members in files.items():
+        found = summarise(map(answered, members), drop_first_row=official, last_picture_only=official)
+        if found.score is None:
+            continue
+        entries += [(file, (OVERALL, "sum"), found.score), (file, (OVERALL, "count"), 1.0)]
+        for (level, name), (yes, asked) in found.counts.items():
+            place = f"{level} {name}"
+            entries += [(file, (place, "sum"), float(yes)), (file, (place, "count"), float(asked))]
+    return tabulate(entries)
 
 
-def _key(category: str) -> str:
-    return category.replace(" ", "")
+def _share(place: str, totals: Totals) -> Floats:
+    from segros_eval.statistics.tally import group_mean
+
+    return 100 * group_mean(totals, place)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import Detection, Detector, GroupedColors, Interval, Need, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import Detection, Detector, GroupedColors, Metric, Need, Sample, Score, Tools, World
 from segros_eval.benchmarks.kinds import ImageBenchmark, check_counts
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
@@ -173,35 +173,22 @@ class GenEval(ImageBenchmark):
             scores += self._score_window(samples[window], responses[window], tools.detector)
         return scores
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent: `overall` (mean of the tags), the six tags, images and prompts.
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """`overall` (mean of the tags), the six tags, images and prompts, in percent.
 
-        Only scored images count. A tag without any is None, and so is then the overall. A prompt counts as
+        Only scored images count. A tag without any has no value, and neither has then the overall. A prompt counts as
         correct when one of its images is; prompts with an unscored image are left out of that share.
         """
-        tags = {tag: _mean(score.value for score in scores if score.group == tag) for tag in TAGS}
-        shares = {
-            "overall": None if None in tags.values() else _mean(tags.values()),
-            **tags,
-            "image_accuracy": _mean(score.value for score in scores),
-            "prompt_accuracy": _mean(prompt.value for prompt in _by_prompt(scores)),
-        }
-        return {name: None if share is None else 100 * share for name, share in shares.items()}
+        from segros_eval.statistics.tally import item_mean, item_tally, mean_of_groups
 
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate 95% intervals of every metric by resampling prompts within their tags.
-
-        Args:
-            scores: What `aggregate` sums up.
-            seed: Seed of the resampling.
-        """
-        from segros_eval.statistics.bootstrap import bootstrap_intervals, macro_mean, pooled_mean
-
-        found = bootstrap_intervals(scores, {"overall": macro_mean, "image_accuracy": pooled_mean}, seed=seed)
-        of_prompts = bootstrap_intervals(_by_prompt(scores), {"prompt_accuracy": pooled_mean}, seed=seed)
-        found |= {name: interval for name, interval in of_prompts.items() if name == "prompt_accuracy"}
-        metrics = self.aggregate(scores)
-        return {name: found[name] for name in metrics if name in found and metrics[name] is not None}
+        images = item_tally()
+        return (
+            Metric("overall", images, lambda totals: 100 * mean_of_groups(totals, TAGS), clusters="prompt"),
+            *(item_mean(tag, images, tag, factor=100, clusters="prompt") for tag in TAGS),
+            item_mean("image_accuracy", images, factor=100, clusters="prompt"),
+            item_mean("prompt_accuracy", lambda scores: images(_by_prompt(scores)), factor=100, clusters="prompt"),
+        )
 
     def _score_window(self, samples: Sequence[Sample], responses: Sequence[Any], detector: Detector) -> list[Score]:
         from segros_eval.benchmarks.folders import read_response
@@ -304,8 +291,3 @@ def _by_prompt(scores: Sequence[Score]) -> list[Score]:
         if len(values) == len(members):
             merged.append(Score(prompt_id, prompt_id, None, None, "scored", max(values), group=members[0].group))
     return merged
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -9,20 +9,19 @@ ignore_punctuation); open-compass/VLMEvalKit@e8e78f0, vlmeval/dataset/image_vqa.
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from segros_eval.benchmarks.base import Interval, Sample, Score
+from segros_eval.benchmarks.base import Metric, Sample, Score
 from segros_eval.benchmarks.vqa.questions import (
     WORD,
     PublishedQuestions,
     Rules,
     Verdict,
+    accuracies,
     answer_of,
-    mean_percent,
-    named_intervals,
-    share_unparsed,
+    unparsed_share,
 )
 
 __all__ = ["GQA", "normalised"]
@@ -71,27 +70,14 @@ class GQA(PublishedQuestions):
             found, right = normalised(answer.strip()), normalised(gold)
         return Verdict(found or None, float(found == right))
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent: `accuracy`, and `strict_lower`, which minds punctuation."""
-        return {
-            "accuracy": mean_percent(score.value for score in scores),
-            "strict_lower": mean_percent(_strict(score) for score in scores),
-            "unparsed": share_unparsed(scores),
-        }
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """`accuracy`, and `strict_lower`, which minds punctuation; in percent."""
+        from segros_eval.statistics.tally import item_mean, item_tally
 
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate the 95% interval of the accuracy from its standard error, clustered by picture.
-
-        Args:
-            scores: The same scores that `aggregate` sums up.
-            seed: Not used: nothing is resampled.
-        """
-        from segros_eval.statistics.clustered import clustered_interval
-
-        accuracy = clustered_interval(scores)
-        return named_intervals(self.aggregate(scores), {"accuracy": accuracy} if accuracy else {})
+        return (*accuracies({}), item_mean("strict_lower", item_tally(_strict)), unparsed_share())
 
 
 def _strict(score: Score) -> float | None:
     given = answer_of(score)
-    return None if given is None else float(given[0].strip().lower() == given[1].strip().lower())
+    return None if given is None else 100.0 * (given[0].strip().lower() == given[1].strip().lower())

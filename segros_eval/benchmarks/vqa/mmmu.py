@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import Interval, Picture, Sample, Score, World
+from segros_eval.benchmarks.base import Metric, Picture, Sample, Score, World
 from segros_eval.benchmarks.kinds import Question
 from segros_eval.benchmarks.vqa.categories import DOMAINS, options_of, subject_of
 from segros_eval.benchmarks.vqa.choices import (
@@ -35,9 +35,8 @@ from segros_eval.benchmarks.vqa.questions import (
     PublishedQuestions,
     Rules,
     Verdict,
-    mean_percent,
-    named_intervals,
-    share_unparsed,
+    accuracies,
+    unparsed_share,
     vlmevalkit_choice_prompt,
 )
 
@@ -145,51 +144,22 @@ class MMMU(PublishedQuestions):
         shown = [str(found) if isinstance(found, float) and not math.isfinite(found) else found for found in readings]
         return Verdict(shown, float(right))
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent: `accuracy` over all questions, disciplines, subjects, and the credit guesses would earn.
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """`accuracy` over all questions, the credit that guesses would earn, disciplines and subjects; in percent."""
+        from segros_eval.statistics.tally import item_mean, item_tally
 
-        Raises:
-            ValueError: If a score is of no subject of MMMU.
-        """
-        by_subject: dict[str, list[float | None]] = {}
-        for score in scores:
-            if score.group not in _DOMAIN_OF:
-                raise ValueError(f"Item {score.item_id!r} is of subject {score.group!r}, which MMMU does not have.")
-            by_subject.setdefault(score.group, []).append(score.value)
-        domains = {
-            domain: mean_percent(value for subject in subjects for value in by_subject.get(subject, ()))
-            for domain, subjects in DOMAINS.items()
-        }
-        return {
-            "accuracy": mean_percent(score.value for score in scores),
-            "expected_credit": mean_percent(map(_credit, scores)),
-            **domains,
-            **{subject: mean_percent(by_subject.get(subject, ())) for subject in _DOMAIN_OF},
-            "unparsed": share_unparsed(scores),
-        }
-
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate 95% intervals of accuracies from their standard errors; questions are independent here.
-
-        Args:
-            scores: The same scores that `aggregate` sums up.
-            seed: Not used: nothing is resampled.
-        """
-        from segros_eval.statistics.clustered import clustered_interval, group_intervals
-
-        found = group_intervals(scores, unit="question")
-        for domain, subjects in DOMAINS.items():
-            interval = clustered_interval([score for score in scores if score.group in subjects], unit="question")
-            found |= {domain: interval} if interval else {}
-        whole = clustered_interval(scores, unit="question")
-        return named_intervals(self.aggregate(scores), found | ({"accuracy": whole} if whole else {}))
+        whole, *parts = accuracies({**DOMAINS, **{name: (name,) for name in _DOMAIN_OF}}, clusters="question")
+        return (whole, item_mean("expected_credit", item_tally(_credit)), *parts, unparsed_share())
 
 
 _LETTER_RULES = {"standard": official_letter, "lmms-eval": lmms_letter, "vlmevalkit": infer_choice}
 
 
 def _credit(score: Score) -> float | None:
-    """Return an item's value, or what a letter drawn at random would earn where none could be read."""
+    """Return an item's value in percent, or what a letter drawn at random would earn where none could be read."""
+    if score.group not in _DOMAIN_OF:
+        raise ValueError(f"Item {score.item_id!r} is of subject {score.group!r}, which MMMU does not have.")
     if score.status != "unparsed" or "num_options" not in score.raw:
-        return score.value
-    return 1 / score.raw["num_options"]
+        return None if score.value is None else 100 * score.value
+    return 100 / score.raw["num_options"]

@@ -11,14 +11,13 @@ cannot be asked for, is unscored.
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import Interval, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import Metric, Sample, Score, Tools, World
 from segros_eval.benchmarks.kinds import Question, QuestionBenchmark, check_counts
 
 __all__ = [
@@ -28,10 +27,9 @@ __all__ = [
     "PublishedQuestions",
     "Rules",
     "Verdict",
+    "accuracies",
     "answer_of",
-    "mean_percent",
-    "named_intervals",
-    "share_unparsed",
+    "unparsed_share",
     "vlmevalkit_choice_prompt",
 ]
 
@@ -137,15 +135,27 @@ def answer_of(score: Score) -> tuple[str, Any] | None:
     return None if score.value is None else (score.raw["answer"], score.raw["gold"])
 
 
-def mean_percent(values: Iterable[float | None]) -> float | None:
-    """Return the mean in percent of what is not None, None where nothing is."""
-    known = [value for value in values if value is not None]
-    return 100 * math.fsum(known) / len(known) if known else None
-
-
-def share_unparsed(scores: Iterable[Score]) -> float | None:
+def unparsed_share() -> Metric:
     """Return the percentage of unparsed answers among those that were given."""
-    return mean_percent(float(score.status == "unparsed") for score in scores if score.value is not None)
+    from segros_eval.statistics.tally import item_mean, item_tally
+
+    return item_mean(
+        "unparsed", item_tally(lambda one: None if one.value is None else 100.0 * (one.status == "unparsed"))
+    )
+
+
+def accuracies(groups: Mapping[str, Sequence[str]], *, clusters: str = "image") -> Iterator[Metric]:
+    """Yield the accuracy over all answers, then those of some groups of them, in percent.
+
+    Args:
+        groups: Groups of scores by the metric's name.
+        clusters: What answers share.
+    """
+    from segros_eval.statistics.tally import item_mean, item_tally, percent
+
+    tally = item_tally(percent)
+    for name, members in {"accuracy": (), **groups}.items():
+        yield item_mean(name, tally, *members, clusters=clusters, interval="standard error")
 
 
 def vlmevalkit_choice_prompt(question: str, options: Mapping[str, str], hint: str = "") -> str:
@@ -171,8 +181,3 @@ def _likeliest(logprobs: Sequence[float]) -> int:
 
 def _listed(gold: Any) -> str:
     return " or ".join(map(str, gold)) if isinstance(gold, (list, tuple)) else str(gold)
-
-
-def named_intervals(metrics: Mapping[str, float | None], found: Mapping[str, Interval]) -> dict[str, Interval]:
-    """Return the intervals of metrics that have a value, in the metrics' order."""
-    return {name: found[name] for name, value in metrics.items() if value is not None and name in found}

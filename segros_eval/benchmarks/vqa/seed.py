@@ -9,11 +9,11 @@ open-compass/VLMEvalKit@e8e78f0, vlmeval/utils/matching_util.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from segros_eval.benchmarks.base import Interval, Sample, Score
+from segros_eval.benchmarks.base import Metric, Sample, Score
 from segros_eval.benchmarks.vqa.categories import DIMENSIONS
 from segros_eval.benchmarks.vqa.choices import first_character, infer_choice
 from segros_eval.benchmarks.vqa.questions import (
@@ -22,9 +22,8 @@ from segros_eval.benchmarks.vqa.questions import (
     PublishedQuestions,
     Rules,
     Verdict,
-    mean_percent,
-    named_intervals,
-    share_unparsed,
+    accuracies,
+    unparsed_share,
     vlmevalkit_choice_prompt,
 )
 
@@ -87,31 +86,14 @@ class SEED(PublishedQuestions):
         found = letter if letter in _LETTERS else None
         return Verdict(found, float(found == gold), {"robust": inferred})
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent: `accuracy` over all questions, each dimension, `robust` by the other reading."""
-        groups: dict[str, list[float | None]] = {}
-        for score in scores:
-            groups.setdefault(score.group, []).append(score.value)
-        return {
-            "accuracy": mean_percent(score.value for score in scores),
-            **{name: mean_percent(groups.get(name, ())) for name in DIMENSIONS.values()},
-            "robust": mean_percent(_robust(score) for score in scores),
-            "unparsed": share_unparsed(scores),
-        }
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """`accuracy` over all questions, each dimension, `robust` by the other reading; in percent."""
+        from segros_eval.statistics.tally import item_mean, item_tally
 
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate 95% intervals of accuracies from their standard errors, clustered by picture.
-
-        Args:
-            scores: The same scores that `aggregate` sums up.
-            seed: Not used: nothing is resampled.
-        """
-        from segros_eval.statistics.clustered import clustered_interval, group_intervals
-
-        whole = clustered_interval(scores)
-        found = group_intervals(scores) | ({"accuracy": whole} if whole else {})
-        return named_intervals(self.aggregate(scores), found)
+        of_all = accuracies({name: (name,) for name in DIMENSIONS.values()})
+        return (*of_all, item_mean("robust", item_tally(_robust)), unparsed_share())
 
 
 def _robust(score: Score) -> float | None:
-    return None if score.value is None else float(score.raw["robust"] == score.raw["gold"])
+    return None if score.value is None else 100.0 * (score.raw["robust"] == score.raw["gold"])
