@@ -159,7 +159,9 @@ def fit(
             logger.info("%s %s", name, record)
             losses = []
         if done % recipe.checkpoint_steps == 0 or done == recipe.steps:
-            state = {"model": modules.state_dict(), "step": done, "optimizer": optimizer.state_dict()}
+            state = {"model": modules.state_dict(), "step": done}
+            if done < recipe.steps:
+                state["optimizer"] = optimizer.state_dict()
             replace_file(path, functools.partial(torch.save, state))
 
 

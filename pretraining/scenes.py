@@ -32,6 +32,12 @@ from segros_train.files import replace_file
 from segros_train.weight_files import RESTART, read_weight_file
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from pretraining.fitting import Run
+    from segros_train.backbones.harmon.adapter import Harmon
+    from segros_train.backbones.openuni.adapter import OpenUni
+    from segros_train.backbones.showo.adapter import Showo
     from segros_train.data.shapes.world import Tag
 
 __all__ = [
@@ -40,15 +46,16 @@ __all__ = [
     "NUM_KINDS",
     "SCENES_SEED",
     "EncodedScenes",
-    "cell_weights",
     "crowd",
     "encoded_scenes",
+    "finish",
     "kinds",
     "ordinary",
     "ordinary_scene",
     "pixels",
     "spread",
     "start_almost_linear",
+    "tokenizer_file",
 ]
 
 SCENES_SEED = 1000
@@ -179,26 +186,6 @@ def encoded_scenes(
     return [EncodedScenes(**part) for part in read_weight_file(path, remedy=RESTART)]
 
 
-def cell_weights(
-    shown: Tensor, *, object_weight: float, num_background_cells: int | None = None, rng: torch.Generator
-) -> Tensor:
-    """Return the weight of each cell's loss, [B, cells] that sum to 1.
-
-    Args:
-        shown: [B, cells] kinds.
-        object_weight: Weight of a cell that shows an object, against 1 of one that does not.
-        num_background_cells: Number of randomly chosen background cells of each scene that also bear the loss; None
-            for all.
-        rng: Source of the choice, on the CPU.
-    """
-    held = shown > 0
-    weights = torch.where(held, object_weight, 1.0)
-    if num_background_cells is not None:
-        order = torch.rand(shown.shape, generator=rng).to(shown.device).masked_fill(held, 2.0).argsort(dim=1)
-        weights = weights * (held | (order.argsort(dim=1) < num_background_cells))
-    return weights / weights.sum()
-
-
 @torch.no_grad()
 def start_almost_linear(model: nn.Module) -> None:
     """Let an autoencoder start almost linear, from which training takes minutes, not hours.
@@ -215,3 +202,17 @@ def start_almost_linear(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
             if name.endswith(("conv2", "proj_out")):
                 nn.init.zeros_(module.weight)
+
+
+def tokenizer_file(run: Run, build: Callable[[], Tokenizer]) -> Path:
+    """Return the file of a run's tokenizer, built when absent."""
+    path = run.folder / "tokenizer.json"
+    if not path.exists():
+        built = build()
+        replace_file(path, lambda draft: built.save(str(draft)))
+    return path
+
+
+def finish(backbone: Harmon | OpenUni | Showo, run: Run) -> None:
+    """Write the weights as they are shipped, in bf16, into the folder named after the backbone."""
+    backbone.to("cpu").save_pretrained(run.folder / backbone.card.name, dtype=torch.bfloat16)
