@@ -15,26 +15,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretraining.drawing import DrawingRecipe, Points, fit_drawing, visible_and_hidden
+from pretraining.drawing import DrawingRecipe, asked, fit_drawing, visible_and_hidden
 from pretraining.fitting import Run, run_of
-from pretraining.harmon_autoencoder import latent_scale, pretrain_autoencoder
+from pretraining.harmon_autoencoder import pretrain_autoencoder
 from pretraining.scenes import (
     NUM_CELLS,
     NUM_KINDS,
-    SCENES_SEED,
     EncodedScenes,
     encoded_scenes,
     finish,
+    latent_scale,
     ordinary,
-    ordinary_scene,
     spread,
     tokenizer_file,
 )
@@ -48,7 +46,7 @@ from segros_train.backbones.harmon.loading import fresh
 from segros_train.backbones.harmon.mar import gather_rows
 from segros_train.backbones.harmon.model import scale_gradient
 from segros_train.backbones.harmon.prompts import NO_CAPTION
-from segros_train.data.shapes.captions import corpus, question
+from segros_train.data.shapes.captions import corpus
 from segros_train.data.shapes.tokenizer import build_tokenizer
 from segros_train.data.shapes.world import TAGS
 
@@ -57,7 +55,7 @@ if TYPE_CHECKING:
     from segros_train.data.shapes.world import Tag
     from segros_train.types import Turn
 
-__all__ = ["PARTS", "HarmonRecipe", "main", "pretrain"]
+__all__ = ["PARTS", "main"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,27 +64,13 @@ IMAGE_GRADIENT = 0.5
 """Factor of the gradient that flows from questions into encodings of images."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HarmonRecipe(DrawingRecipe):
-    """How drawing and answering are learned in one part.
-
-    Attributes:
-        kind_weight: Weight of the classifier's loss.
-        num_questions: Questions per update.
-        i2t_weight: Weight of the loss of their answers.
-    """
-
-    kind_weight: Points = ((0.0, 0.0),)
-    num_questions: int = 0
-    i2t_weight: float = 0.1
-
-
+_COLORS: tuple[Tag, ...] = ("colors", "color_attr", "colors", "color_attr", "counting", "position")
 _HARDER_TWICE: tuple[Tag, ...] = (*TAGS, "colors", "color_attr", "counting", "position")
 _TWO_THINGS: tuple[Tag, ...] = (
     *("color_attr", "position", "two_object", "colors", "color_attr"),
     *("position", "counting", "single_object", "color_attr", "position"),
 )
-_SMALL = HarmonRecipe(
+_SMALL = DrawingRecipe(
     name="reading",
     steps=400,
     batch_size=64,
@@ -117,47 +101,21 @@ _ASKED = replace(
     num_background_cells=None,
     all_hidden_share=0.35,
     num_questions=16,
+    i2t_weight=0.1,
 )
+_LATE = replace(_ASKED, learning_rate=1.1e-3, all_hidden_share=0.15)
 PARTS = (
     _SMALL,
     _TELLING,
     replace(_ASKED, name="joint", steps=4000, held_share=0.0, warmup_steps=100),
-    replace(
-        _TELLING,
-        name="coloring",
-        steps=2000,
-        tags=("colors", "color_attr", "colors", "color_attr", "counting", "position"),
-    ),
-    replace(
-        _ASKED,
-        name="binding",
-        steps=1500,
-        tags=(*TAGS, "colors", "color_attr"),
-        full_share=((0.0, 0.125),),
-        num_background_cells=16,
-    ),
+    replace(_TELLING, name="coloring", steps=2000, tags=_COLORS),
+    replace(_ASKED, name="binding", steps=1500, full_share=((0.0, 0.125),), num_background_cells=16),
     replace(_ASKED, name="settling", steps=2200, held_share=0.0, num_background_cells=16),
     replace(_ASKED, name="balancing", steps=2250, tags=_HARDER_TWICE, full_share=((0.0, 1 / 6),), num_questions=0),
-    replace(_ASKED, name="answering", steps=750, learning_rate=1.1e-3, tags=_HARDER_TWICE, all_hidden_share=0.15),
-    replace(
-        _ASKED,
-        name="relating",
-        steps=2200,
-        learning_rate=1.1e-3,
-        tags=_TWO_THINGS,
-        num_background_cells=6,
-        all_hidden_share=0.15,
-    ),
-    replace(
-        _ASKED,
-        name="ending",
-        steps=2200,
-        learning_rate=1e-3,
-        held_share=0.0,
-        tags=_TWO_THINGS,
-        all_hidden_share=0.15,
-    ),
-    HarmonRecipe(
+    replace(_LATE, name="answering", steps=750, tags=_HARDER_TWICE),
+    replace(_LATE, name="relating", steps=2200, tags=_TWO_THINGS, num_background_cells=6),
+    replace(_LATE, name="ending", steps=2200, held_share=0.0, tags=_TWO_THINGS),
+    DrawingRecipe(
         name="naming",
         steps=16_000,
         batch_size=512,
@@ -177,7 +135,12 @@ PARTS = (
 
 
 def _drawing_loss(
-    backbone: Harmon, classifier: nn.Module, batch: EncodedScenes, recipe: HarmonRecipe, step: int, rng: torch.Generator
+    backbone: Harmon,
+    classifier: nn.Module,
+    batch: EncodedScenes,
+    recipe: DrawingRecipe,
+    step: int,
+    rng: torch.Generator,
 ) -> Tensor:
     """Return the weighted diffusion loss of the hidden cells, and the classifier's, together."""
     model, tokenizer, device = backbone.model, backbone.tokenizer, backbone.device
@@ -189,8 +152,7 @@ def _drawing_loss(
         ],
         device=device,
     )
-    is_all_hidden = float(torch.rand((), generator=rng)) < recipe.all_hidden_share
-    num_hidden = NUM_CELLS if is_all_hidden else 1 + int(torch.randint(NUM_CELLS, (), generator=rng))
+    num_hidden = NUM_CELLS if recipe.all_hidden(rng) else 1 + int(torch.randint(NUM_CELLS, (), generator=rng))
     visible, hidden = (cells.to(device) for cells in visible_and_hidden(size, num_hidden, rng))
     latents = batch.latents.to(device, torch.float32)
     conditions = model.conditions(model.llm.model.embed_tokens(prompts.ids), prompts.valid, latents, visible)
@@ -217,7 +179,7 @@ def _answering_loss(backbone: Harmon, latents: Tensor, turns: Sequence[Turn]) ->
     return next_token_loss(model, read(model, image, dialogues), labels_of(dialogues, image))
 
 
-def _learn(backbone: Harmon, part: HarmonRecipe, scenes: Sequence[EncodedScenes], run: Run) -> None:
+def _learn(backbone: Harmon, part: DrawingRecipe, scenes: Sequence[EncodedScenes], run: Run) -> None:
     """Train everything but the autoencoder on one part, in place."""
     recipe, device = run.of(part), backbone.device
     num_questions = run.count(recipe.num_questions)
@@ -231,33 +193,27 @@ def _learn(backbone: Harmon, part: HarmonRecipe, scenes: Sequence[EncodedScenes]
             drawing = _drawing_loss(backbone, classifier, batch, recipe, step, rng)
             if not num_questions:
                 return drawing
-            asked = torch.randint(len(scenes[0].captions), (num_questions,), generator=rng).tolist()
-            turns = [question(ordinary_scene(i), np.random.default_rng((SCENES_SEED, i, 1))) for i in asked]
-            return drawing + recipe.i2t_weight * _answering_loss(backbone, scenes[0].rows(asked).latents, turns)
+            indices, turns = asked(num_questions, len(scenes[0].captions), rng)
+            return drawing + recipe.i2t_weight * _answering_loss(backbone, scenes[0].rows(indices).latents, turns)
 
     fit_drawing(nn.ModuleDict({"model": backbone.model, "classifier": classifier}), loss, recipe, run)
 
 
-def pretrain(run: Run) -> None:
-    """Make harmon-tiny in the folder of a run."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make harmon-tiny, as the command line asks."""
+    run = run_of(arguments, "Pretrain harmon-tiny.")
     card = load_catalog().backbones["harmon-tiny"]
     template = ["user\n", "assistant\n", "Generate an image: ", "Generate an image.", *INSTRUCTIONS]
     texts = corpus(run.count(4000)) + template * 100
     tokenizer = tokenizer_file(run, lambda: build_tokenizer(texts, vocab_size=card.config.llm.vocab_size))
     backbone = fresh(card, tokenizer=tokenizer, seed=run.seed)
     pretrain_autoencoder(backbone.model.vae, run)
-    logger.info("latents of unit deviation need vae_scale %s", latent_scale(backbone.model.vae))
+    logger.info("latents of unit deviation need vae_scale %s", latent_scale(backbone.model.vae.encode))
     backbone.to(run.device)
-    sets = ((ordinary, run.count(NUM_SCENES)), (spread, run.count(NUM_SPREAD)))
-    scenes = encoded_scenes(run.folder / "scenes.pt", backbone.model, *sets, device=run.device)
+    scenes = encoded_scenes(backbone, run, (ordinary, NUM_SCENES), (spread, NUM_SPREAD))
     for part in PARTS:
         _learn(backbone, part, scenes, run)
     finish(backbone, run)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line and pretrain."""
-    pretrain(run_of(arguments, "Pretrain harmon-tiny."))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pretraining.scenes import pixels, start_almost_linear
 from segros_train.backbones.harmon.vae import AutoencoderKL
 from segros_train.data.shapes.world import CELL_PX, IMAGE_PX, Scene, crowded_scene, sample_scene
 
-__all__ = ["latent_scale", "pretrain_autoencoder"]
+__all__ = ["pretrain_autoencoder"]
 
 FIRST_LOGVAR = -6.0
 ORDINARY_SHARE = 0.1
@@ -88,9 +88,7 @@ def _images(recipe: AutoencoderRecipe, step: int, seed: int) -> tuple[Tensor, Te
 @torch.no_grad()
 def _start(model: AutoencoderKL, seed: int) -> None:
     """Start as an almost linear and almost noiseless autoencoder: the latent noise is small beside the latents."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        start_almost_linear(model)
+    start_almost_linear(model, seed)
     moments = model.quant_conv
     channels = moments.out_channels // 2
     assert moments.bias is not None
@@ -116,10 +114,3 @@ def pretrain_autoencoder(model: AutoencoderKL, run: Run) -> None:
 
         fit(recipe.name, model, loss, recipe, run)
     model.requires_grad_(False).eval()
-
-
-@torch.no_grad()
-def latent_scale(model: AutoencoderKL, *, num_scenes: int = 512) -> float:
-    """Return the factor that gives the latents of ordinary scenes unit standard deviation."""
-    latents = model.encode(pixels([sample_scene(0, index) for index in range(num_scenes)]))
-    return round(1 / latents.std().item(), 4)

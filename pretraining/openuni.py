@@ -23,12 +23,11 @@ from pretraining.drawing import DrawingRecipe, fit_drawing
 from pretraining.fitting import Run, run_of
 from pretraining.openuni_parts import (
     build_tokenizer,
-    latent_scale,
     pretrain_autoencoder,
     pretrain_understanding,
     start_understanding,
 )
-from pretraining.scenes import EncodedScenes, encoded_scenes, finish, ordinary, spread, tokenizer_file
+from pretraining.scenes import EncodedScenes, encoded_scenes, finish, latent_scale, ordinary, spread, tokenizer_file
 from segros_eval.pipeline.catalog import load_catalog
 from segros_train.backbones.common.precision import mixed_precision
 from segros_train.backbones.openuni.flow import NUM_TRAINING_STEPS, add_noise
@@ -37,7 +36,7 @@ from segros_train.backbones.openuni.loading import fresh
 if TYPE_CHECKING:
     from segros_train.backbones.openuni.adapter import OpenUni
 
-__all__ = ["PARTS", "main", "pretrain"]
+__all__ = ["PARTS", "main"]
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +122,9 @@ def _learn(backbone: OpenUni, part: DrawingRecipe, scenes: Sequence[EncodedScene
     fit_drawing(backbone.model, loss, recipe, run)
 
 
-def pretrain(run: Run) -> None:
-    """Make openuni-tiny in the folder of a run."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make openuni-tiny, as the command line asks."""
+    run = run_of(arguments, "Pretrain openuni-tiny.")
     card = load_catalog().backbones["openuni-tiny"]
     vocabulary = card.config.llm.vocab_size
     tokenizer = tokenizer_file(run, lambda: build_tokenizer(vocab_size=vocabulary, num_scenes=run.count(4000)))
@@ -133,18 +133,13 @@ def pretrain(run: Run) -> None:
     _start_drawing(backbone, torch.Generator().manual_seed(run.seed))
     backbone.to(run.device)
     pretrain_autoencoder(backbone.model, run)
-    logger.info("latents of unit deviation need the scale %s", latent_scale(backbone.model))
+    scale = latent_scale(lambda images: backbone.model.vae.encode(images.to(run.device), return_dict=False)[0])
+    logger.info("latents of unit deviation need the scale %s", scale)
     pretrain_understanding(backbone, run)
-    sets = ((ordinary, run.count(NUM_SCENES)), (spread, run.count(NUM_SPREAD)))
-    scenes = encoded_scenes(run.folder / "scenes.pt", backbone.model, *sets, device=run.device)
+    scenes = encoded_scenes(backbone, run, (ordinary, NUM_SCENES), (spread, NUM_SPREAD))
     for part in PARTS:
         _learn(backbone, part, scenes, run)
     finish(backbone, run)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line and pretrain."""
-    pretrain(run_of(arguments, "Pretrain openuni-tiny."))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python -m pretraining.showo --out DIR
 
 1. a byte-level tokenizer of the world's texts;
-2. the tokenizer of images and the vision tower, frozen from then on (`showo_parts`);
+2. the tokenizer of images, painting, which is its decoder by itself, and the vision tower, frozen from then on
+   (`showo_parts`);
 3. language: sentences of the world, next token by next token;
-4. painting: the decoder of the tokenizer of images alone, which changes no code;
-5. the parts of `PARTS`. Reading: crowds of one shape and colour, every cell hidden. Objects: ordinary scenes and
+4. the parts of `PARTS`. Reading: crowds of one shape and colour, every cell hidden. Objects: ordinary scenes and
    questions, with most of the loss on the codes of objects, for what a caption does not tell of, the texture of the
    background, is most of the plain loss. Everything: the plain losses.
 """
@@ -14,19 +14,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretraining.drawing import DrawingRecipe, fit_drawing, visible_and_hidden
+from pretraining.drawing import DrawingRecipe, asked, fit_drawing, visible_and_hidden
 from pretraining.fitting import PartRecipe, Run, fit, run_of
 from pretraining.scenes import (
     NUM_CELLS,
-    SCENES_SEED,
     EncodedScenes,
     crowd,
     encoded_scenes,
@@ -42,7 +40,7 @@ from segros_train.backbones.common.dialogues import IGNORED
 from segros_train.backbones.common.instructions import INSTRUCTIONS
 from segros_train.backbones.showo.layout import drawing_layout
 from segros_train.backbones.showo.loading import fresh
-from segros_train.data.shapes.captions import corpus, question
+from segros_train.data.shapes.captions import corpus
 from segros_train.data.shapes.tokenizer import build_tokenizer
 from segros_train.masking import num_masked
 from segros_train.types import InstructionBatch
@@ -50,26 +48,15 @@ from segros_train.types import InstructionBatch
 if TYPE_CHECKING:
     from segros_train.backbones.showo.adapter import Showo
 
-__all__ = ["PARTS", "ShowoRecipe", "main", "pretrain"]
+__all__ = ["PARTS", "main"]
 
 NUM_SCENES, NUM_CROWDS = 15_000, 2_500
 CROWD_SHARE = 1 / 6
 SENTENCE_TOKENS = 48
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShowoRecipe(DrawingRecipe):
-    """How drawing and answering are learned in one part.
-
-    Attributes:
-        num_questions: Questions per update; the loss of their answers counts as much as that of drawing.
-    """
-
-    num_questions: int = 0
-
-
 LANGUAGE = PartRecipe(steps=80, batch_size=64, learning_rate=2e-3, warmup_steps=20)
-_READING = ShowoRecipe(
+_READING = DrawingRecipe(
     name="reading",
     steps=200,
     batch_size=32,
@@ -125,7 +112,7 @@ def _learn_language(backbone: Showo, run: Run) -> None:
 
 
 def _drawing_loss(
-    backbone: Showo, batch: EncodedScenes, recipe: ShowoRecipe, step: int, rng: torch.Generator
+    backbone: Showo, batch: EncodedScenes, recipe: DrawingRecipe, step: int, rng: torch.Generator
 ) -> Tensor:
     """Return the weighted cross-entropy of the hidden cells' codes over all ids."""
     model, tokenizer, device, size = backbone.model, backbone.tokenizer, backbone.device, len(batch.captions)
@@ -136,8 +123,7 @@ def _drawing_loss(
     ]
     width = max(map(len, rows))
     text = torch.tensor([[special["pad"]] * (width - len(row)) + row for row in rows], device=device)
-    is_all_hidden = float(torch.rand((), generator=rng)) < recipe.all_hidden_share
-    num_hidden = NUM_CELLS if is_all_hidden else int(num_masked(backbone.masking_ratio(1, rng), NUM_CELLS))
+    num_hidden = NUM_CELLS if recipe.all_hidden(rng) else int(num_masked(backbone.masking_ratio(1, rng), NUM_CELLS))
     hidden = visible_and_hidden(size, num_hidden, rng)[1].to(device)
     codes = batch.latents.to(device, torch.long).flatten(1) + model.config.image_offset
     shown = codes.scatter(1, hidden, model.config.mask_id)
@@ -151,7 +137,7 @@ def _drawing_loss(
     return (error * weights.flatten()).sum()
 
 
-def _learn(backbone: Showo, part: ShowoRecipe, scenes: Sequence[EncodedScenes], run: Run) -> None:
+def _learn(backbone: Showo, part: DrawingRecipe, scenes: Sequence[EncodedScenes], run: Run) -> None:
     """Train everything but the frozen parts on one part, in place."""
     recipe = run.of(part)
 
@@ -159,38 +145,30 @@ def _learn(backbone: Showo, part: ShowoRecipe, scenes: Sequence[EncodedScenes], 
         drawing = _drawing_loss(backbone, recipe.batch(scenes, step, rng), recipe, step, rng)
         if not recipe.num_questions:
             return drawing
-        asked = torch.randint(len(scenes[0].captions), (recipe.num_questions,), generator=rng).tolist()
-        pictures = [ordinary_scene(index) for index in asked]
-        turns = [
-            (question(scene, np.random.default_rng((SCENES_SEED, index, 1))),)
-            for scene, index in zip(pictures, asked, strict=True)
-        ]
-        return drawing + backbone.i2t_loss(InstructionBatch(pixels(pictures), tuple(turns), tuple(map(str, asked))))
+        indices, turns = asked(recipe.num_questions, len(scenes[0].captions), rng)
+        images = pixels([ordinary_scene(index) for index in indices])
+        batch = InstructionBatch(images, tuple((turn,) for turn in turns), tuple(map(str, indices)))
+        return drawing + recipe.i2t_weight * backbone.i2t_loss(batch)
 
     fit_drawing(backbone.model, loss, recipe, run)
 
 
-def pretrain(run: Run) -> None:
-    """Make show-o-tiny in the folder of a run."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make show-o-tiny, as the command line asks."""
+    run = run_of(arguments, "Pretrain show-o-tiny.")
     card = load_catalog().backbones["show-o-tiny"]
     texts = corpus(run.count(4000)) + ["USER: ", " ASSISTANT: ", *INSTRUCTIONS] * 100
     tokenizer = tokenizer_file(run, lambda: build_tokenizer(texts, vocab_size=card.config.llm.text_vocab_size))
     backbone = fresh(card, tokenizer=tokenizer, seed=run.seed)
     pretrain_vq(backbone.model.vq, run)
+    pretrain_decoder(backbone.model.vq, run)
     pretrain_tower(backbone.model, run)
     backbone.to(run.device)
     _learn_language(backbone, run)
-    sets = ((ordinary, run.count(NUM_SCENES)), (crowd, run.count(NUM_CROWDS)))
-    scenes = encoded_scenes(run.folder / "scenes.pt", backbone.model, *sets, device=run.device)
+    scenes = encoded_scenes(backbone, run, (ordinary, NUM_SCENES), (crowd, NUM_CROWDS))
     for part in PARTS:
         _learn(backbone, part, scenes, run)
-    pretrain_decoder(backbone.to("cpu").model.vq, run)
     finish(backbone, run)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line and pretrain."""
-    pretrain(run_of(arguments, "Pretrain show-o-tiny."))
 
 
 if __name__ == "__main__":

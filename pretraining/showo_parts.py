@@ -108,9 +108,7 @@ def pretrain_vq(model: MagvitV2, run: Run) -> None:
     """Train the tokenizer of images, in place, on the CPU."""
     assert model.config.num_bits == NUM_BITS and model.config.stride_px == CELL_PX
     recipe = run.of(VQ)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        start_almost_linear(model)
+    start_almost_linear(model, run.seed)
     model.requires_grad_(True)
 
     def loss(step: int, _: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""The commands of `pretraining/` run from random weights to a checkpoint that loads, and go on where they were stopped."""
+"""The commands of `pretraining/` run from random weights to a checkpoint that loads, and go on where they stopped."""
 
 from __future__ import annotations
 
@@ -34,8 +34,11 @@ def test_a_command_leaves_weights_that_load_and_draw(command: str, name: str, tm
     assert (tmp_path / name / "model.safetensors").read_bytes() == kept
 
 
-def test_a_part_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
-    recipe = fitting.PartRecipe(steps=6, batch_size=3, learning_rate=0.1, warmup_steps=2, checkpoint_steps=2)
+def test_a_part_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "SAVED_EVERY", 2)
+    recipe = fitting.PartRecipe(steps=6, batch_size=3, learning_rate=0.1, warmup_steps=2)
 
     def trained(folder: Path, *, stopped_at: int | None = None) -> list[Tensor]:
         module = nn.Linear(2, 1)
