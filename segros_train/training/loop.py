@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
+from segros_train.backbones.common.precision import attention_kernel, autocast_dtype
 from segros_train.data.batches import MicroBatch, Share, generation_batches, instruction_batches, stream
 from segros_train.data.reading import DataError
 from segros_train.equations import joint_objective
@@ -136,7 +137,8 @@ def train(
         )
         trainer.resume()
         if not trainer.progress.finished and trainer.progress.step < last_step:
-            trainer.run(last_step, pace=_Pace(checkpoint_seconds, checkpoint_steps), num_workers=num_workers)
+            with attention_kernel(trainer.device, autocast_dtype(recipe.precision, trainer.device)):
+                trainer.run(last_step, pace=_Pace(checkpoint_seconds, checkpoint_steps), num_workers=num_workers)
         return trainer.outcome()
 
 
@@ -224,8 +226,7 @@ class _Trainer:
             self._update(batches)
             step = self.progress.step
             save_due = step == last_step or (pace.steps is not None and step % pace.steps == 0)
-            reading_due = save_due or self.device.type == "cpu" or step % UPDATES_PER_READING == 0
-            if reading_due:
+            if save_due or self.device.type == "cpu" or step % UPDATES_PER_READING == 0:
                 self.metrics.read(checkpoint=self.checkpoint.path if self.checkpoint else None)
                 if save_due or self._main_process_says(time.monotonic() - saved >= pace.seconds):
                     self._save()
