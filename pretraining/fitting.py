@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import logging
 import math
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 from segros_train.files import append_jsonl, replace_file
 from segros_train.weight_files import RESTART, read_weight_file
 
-__all__ = ["Averaged", "PartRecipe", "Run", "fit", "run_of"]
+__all__ = ["PartRecipe", "Run", "fit", "run_of"]
 
 logger = logging.getLogger(__name__)
 
-LOGGED_EVERY = 50
+LOGGED_EVERY, SAVED_EVERY = 50, 200
 TRIED_UPDATES, TRIED_SCENES = 2, 4
 
 
@@ -39,7 +38,6 @@ class PartRecipe:
         held_share: Share of the updates that keep the peak rate before the cosine; 1 for no cosine.
         warmup_steps: Updates of the warm-up.
         weight_decay: On parameters of more than one dimension.
-        checkpoint_steps: Updates between saved states.
     """
 
     steps: int
@@ -48,7 +46,6 @@ class PartRecipe:
     held_share: float = 0.0
     warmup_steps: int = 100
     weight_decay: float = 0.01
-    checkpoint_steps: int = 200
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -158,35 +155,8 @@ def fit(
             append_jsonl(path.with_suffix(".jsonl"), record)
             logger.info("%s %s", name, record)
             losses = []
-        if done % recipe.checkpoint_steps == 0 or done == recipe.steps:
-            state = {"model": modules.state_dict(), "step": done, "optimizer": optimizer.state_dict()}
+        if done % SAVED_EVERY == 0 or done == recipe.steps:
+            state = {"model": modules.state_dict(), "step": done}
+            if done < recipe.steps:
+                state["optimizer"] = optimizer.state_dict()
             replace_file(path, functools.partial(torch.save, state))
-
-
-class Averaged(nn.Module):
-    """Modules in training, and the running average of what is trained of them."""
-
-    def __init__(self, parts: nn.Module, *, kept: float) -> None:
-        """Start the average at the weights.
-
-        Args:
-            parts: What is trained.
-            kept: Share of the average that an update keeps.
-        """
-        super().__init__()
-        self.parts, self.kept = parts, kept
-        self.averaged = copy.deepcopy(nn.ParameterList(self._trained())).requires_grad_(False)
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.parts.parameters() if parameter.requires_grad]
-
-    @torch.no_grad()
-    def average(self) -> None:
-        """Move the running average towards the weights."""
-        torch._foreach_lerp_(list(self.averaged), list[Tensor](self._trained()), 1 - self.kept)
-
-    @torch.no_grad()
-    def adopt(self) -> None:
-        """Take the running average as the weights."""
-        for parameter, average in zip(self._trained(), self.averaged, strict=True):
-            parameter.copy_(average)

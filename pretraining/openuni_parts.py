@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pretraining.fitting import PartRecipe, Run, fit
-from pretraining.scenes import SCENES_SEED, kinds, pixels
+from pretraining.scenes import SCENES_SEED, kinds, pixels, start_almost_linear
 from segros_train.backbones.common.dialogues import IGNORED
 from segros_train.backbones.common.instructions import INSTRUCTIONS
 from segros_train.backbones.common.precision import mixed_precision
@@ -41,7 +40,6 @@ from segros_train.types import InstructionBatch, Turn
 __all__ = [
     "UnderstandingRecipe",
     "build_tokenizer",
-    "latent_scale",
     "pretrain_autoencoder",
     "pretrain_understanding",
     "start_understanding",
@@ -85,20 +83,6 @@ def build_tokenizer(*, vocab_size: int, num_scenes: int = 4000) -> Tokenizer:
     return tokenizer
 
 
-@torch.no_grad()
-def _start_almost_linear(model: AutoencoderDC) -> None:
-    """Let residual branches begin at zero and convolutions keep the scale of their input."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            if module.groups == 1:
-                nn.init.orthogonal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("norm.weight", "norm_out.weight")) and "decoder.norm_out" not in name:
-            nn.init.zeros_(parameter)
-
-
 def pretrain_autoencoder(model: OpenUniModel, run: Run) -> None:
     """Train the autoencoder, in place, then its decoder by itself, which changes no latent.
 
@@ -106,9 +90,7 @@ def pretrain_autoencoder(model: OpenUniModel, run: Run) -> None:
     are pulled towards mean 0 and deviation 1, and the decoder sees them with an error, as a sampler makes one.
     """
     vae, device = model.vae, model.meta_queries.device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        _start_almost_linear(vae)
+    start_almost_linear(vae, run.seed, zeroed=(".norm", "attn.norm_out"))
     vae.requires_grad_(True)
 
     def decoded(
@@ -143,13 +125,6 @@ def pretrain_autoencoder(model: OpenUniModel, run: Run) -> None:
 
     fit("decoder", vae.decoder, decoder_loss, alone, run)
     vae.requires_grad_(False)
-
-
-@torch.no_grad()
-def latent_scale(model: OpenUniModel, *, num_scenes: int = 256) -> float:
-    """Return the factor that gives the latents of ordinary scenes unit standard deviation."""
-    images = pixels([sample_scene(0, index) for index in range(num_scenes)]).to(model.meta_queries.device)
-    return round(1 / model.vae.encode(images, return_dict=False)[0].std().item(), 4)
 
 
 @torch.no_grad()

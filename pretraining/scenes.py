@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,7 +32,15 @@ from segros_train.files import replace_file
 from segros_train.weight_files import RESTART, read_weight_file
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from pretraining.fitting import Run
+    from segros_train.backbones.harmon.adapter import Harmon
+    from segros_train.backbones.openuni.adapter import OpenUni
+    from segros_train.backbones.showo.adapter import Showo
     from segros_train.data.shapes.world import Tag
+
+    TinyBackbone = Harmon | OpenUni | Showo
 
 __all__ = [
     "MIXTURE",
@@ -40,15 +48,17 @@ __all__ = [
     "NUM_KINDS",
     "SCENES_SEED",
     "EncodedScenes",
-    "cell_weights",
     "crowd",
     "encoded_scenes",
+    "finish",
     "kinds",
+    "latent_scale",
     "ordinary",
     "ordinary_scene",
     "pixels",
     "spread",
     "start_almost_linear",
+    "tokenizer_file",
 ]
 
 SCENES_SEED = 1000
@@ -144,18 +154,13 @@ class EncodedScenes:
         )
 
 
-class _Encoder(Protocol):
-    def encode_images(self, images: Tensor) -> Tensor: ...
-
-
 @torch.no_grad()
-def _encode(
-    model: _Encoder, draw: Callable[[int], Captioned], num_scenes: int, *, device: torch.device | str
-) -> EncodedScenes:
+def _encode(backbone: TinyBackbone, draw: Callable[[int], Captioned], num_scenes: int) -> EncodedScenes:
     parts = []
     for start in range(0, num_scenes, ENCODED_AT_ONCE):
         drawn = [draw(index) for index in range(start, min(start + ENCODED_AT_ONCE, num_scenes))]
-        latents = model.encode_images(pixels([scene for scene, _ in drawn]).to(device)).cpu()
+        images = pixels([scene for scene, _ in drawn]).to(backbone.device)
+        latents = backbone.model.encode_images(images).cpu()
         small = latents.half() if latents.is_floating_point() else latents.to(torch.int16)
         held = torch.stack([kinds(scene) for scene, _ in drawn])
         parts.append(EncodedScenes(small, held, tuple(text for _, text in drawn)))
@@ -163,55 +168,60 @@ def _encode(
 
 
 def encoded_scenes(
-    path: Path, model: _Encoder, *sets: tuple[Callable[[int], Captioned], int], device: torch.device | str
+    backbone: TinyBackbone, run: Run, *sets: tuple[Callable[[int], Captioned], int]
 ) -> list[EncodedScenes]:
-    """Return sets of scenes as latents, encoding and storing them first where `path` does not exist.
+    """Return sets of scenes as latents, encoded and kept in the run's folder.
 
     Args:
-        path: Where they are kept.
-        model: Its autoencoder, or tokenizer of images, is done.
+        backbone: Its autoencoder, or tokenizer of images, is done.
+        run: Where they are kept, and how many of them a run takes.
         sets: Of each, what gives the scene of an index with its caption, and the number of scenes.
-        device: Where the model is.
     """
+    path = run.folder / "scenes.pt"
     if not path.exists():
-        encoded = [vars(_encode(model, draw, count, device=device)) for draw, count in sets]
+        encoded = [vars(_encode(backbone, draw, run.count(number))) for draw, number in sets]
         replace_file(path, functools.partial(torch.save, encoded))
     return [EncodedScenes(**part) for part in read_weight_file(path, remedy=RESTART)]
 
 
-def cell_weights(
-    shown: Tensor, *, object_weight: float, num_background_cells: int | None = None, rng: torch.Generator
-) -> Tensor:
-    """Return the weight of each cell's loss, [B, cells] that sum to 1.
-
-    Args:
-        shown: [B, cells] kinds.
-        object_weight: Weight of a cell that shows an object, against 1 of one that does not.
-        num_background_cells: Number of randomly chosen background cells of each scene that also bear the loss; None
-            for all.
-        rng: Source of the choice, on the CPU.
-    """
-    held = shown > 0
-    weights = torch.where(held, object_weight, 1.0)
-    if num_background_cells is not None:
-        order = torch.rand(shown.shape, generator=rng).to(shown.device).masked_fill(held, 2.0).argsort(dim=1)
-        weights = weights * (held | (order.argsort(dim=1) < num_background_cells))
-    return weights / weights.sum()
+@torch.no_grad()
+def latent_scale(encode: Callable[[Tensor], Tensor], *, num_scenes: int = 256) -> float:
+    """Return the factor that gives latents of ordinary scenes unit standard deviation."""
+    return round(1 / encode(pixels([ordinary_scene(index) for index in range(num_scenes)])).std().item(), 4)
 
 
 @torch.no_grad()
-def start_almost_linear(model: nn.Module) -> None:
-    """Let an autoencoder start almost linear, from which training takes minutes, not hours.
+def start_almost_linear(model: nn.Module, seed: int, *, zeroed: tuple[str, ...] = ("conv2", "proj_out")) -> None:
+    """Let an autoencoder start almost linear, in place, from which training takes minutes, not hours.
 
-    Residual branches begin at zero, other convolutions keep the scale of their input.
+    Residual branches begin at zero, convolutions keep the scale of their input.
 
     Args:
-        model: Changed in place; the last layers of its branches are named `conv2` and `proj_out`.
+        model: What is started.
+        seed: Seed of its weights.
+        zeroed: Ends of the names of the last layers of its branches.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.orthogonal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if name.endswith(("conv2", "proj_out")):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d):
+                if module.groups == 1:
+                    nn.init.orthogonal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            if name.endswith(zeroed):
                 nn.init.zeros_(module.weight)
+
+
+def tokenizer_file(run: Run, build: Callable[[], Tokenizer]) -> Path:
+    """Return the file of a run's tokenizer, built when absent."""
+    path = run.folder / "tokenizer.json"
+    if not path.exists():
+        built = build()
+        replace_file(path, lambda draft: built.save(str(draft)))
+    return path
+
+
+def finish(backbone: TinyBackbone, run: Run) -> None:
+    """Write the weights as they are shipped, in bf16, into the folder named after the backbone."""
+    backbone.to("cpu").save_pretrained(run.folder / backbone.card.name, dtype=torch.bfloat16)

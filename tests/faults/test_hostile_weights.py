@@ -97,7 +97,7 @@ def resume_fit(path: Path) -> None:
 
 def stored_scenes(path: Path) -> object:
     nothing: Any = None
-    return scenes.encoded_scenes(path, nothing, device="cpu")
+    return scenes.encoded_scenes(nothing, fitting.Run(path.parent))
 
 
 READERS: Mapping[str, tuple[Reader, ...]] = {
@@ -116,7 +116,7 @@ READERS: Mapping[str, tuple[Reader, ...]] = {
         Reader("a.safetensors", pretrained.read_state),
     ),
     "pretraining/fitting.py:fit": (Reader("a.pt", resume_fit),),
-    "pretraining/scenes.py:encoded_scenes": (Reader("a.pt", stored_scenes),),
+    "pretraining/scenes.py:encoded_scenes": (Reader("scenes.pt", stored_scenes),),
     "segros_train/training/checkpoint.py:load_training_state": (
         Reader(checkpoint.TRAINING_STATE, load_training_state),
     ),
