@@ -40,9 +40,10 @@ from segros_train.backbones.common.dialogues import IGNORED
 from segros_train.backbones.common.instructions import INSTRUCTIONS
 from segros_train.backbones.showo.layout import drawing_layout
 from segros_train.backbones.showo.loading import fresh
+from segros_train.backbones.showo.sampling import num_hidden
 from segros_train.data.shapes.captions import corpus
 from segros_train.data.shapes.tokenizer import build_tokenizer
-from segros_train.masking import num_masked
+from segros_train.masking import cosine_ratio
 from segros_train.types import InstructionBatch
 
 if TYPE_CHECKING:
@@ -123,8 +124,11 @@ def _drawing_loss(
     ]
     width = max(map(len, rows))
     text = torch.tensor([[special["pad"]] * (width - len(row)) + row for row in rows], device=device)
-    num_hidden = NUM_CELLS if recipe.all_hidden(rng) else int(num_masked(backbone.masking_ratio(1, rng), NUM_CELLS))
-    hidden = visible_and_hidden(size, num_hidden, rng)[1].to(device)
+    masked = NUM_CELLS
+    if not recipe.all_hidden(rng):
+        ratio = cosine_ratio(torch.rand(1, generator=rng)).clamp(min=model.config.min_masking_ratio)
+        masked = int(num_hidden(ratio, NUM_CELLS))
+    hidden = visible_and_hidden(size, masked, rng)[1].to(device)
     codes = batch.latents.to(device, torch.long).flatten(1) + model.config.image_offset
     shown = codes.scatter(1, hidden, model.config.mask_id)
     image = F.pad(F.pad(shown, (1, 0), value=special["soi"]), (0, 1), value=special["eoi"])
