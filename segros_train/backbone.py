@@ -72,6 +72,9 @@ class Backbone(nn.Module, ABC):
     kept_states: Mapping[str, Mapping[str, Tensor]] | None = None
     """What frozen parts make of items, by item id, encoded beforehand; items it lacks are computed."""
 
+    last_steps: int = 0
+    """How many iterations of a draw to carry out, the last ones: what counting its memory needs; 0 for all."""
+
     def frozen_states(self, batch: GenerationBatch, *, captions: bool = False) -> dict[str, Tensor | list[Tensor]]:
         """Return what frozen parts alone make of a batch, by name: what `segros data encode` keeps.
 

@@ -1,8 +1,9 @@
-"""Peak device memory of a training step and of drawing, counted without a device.
+"""Peak device memory of a training step and of a draw, counted without a device.
 
 The real code runs on fake tensors, which have a shape and no values, while every storage that an operator makes is
 counted until it is freed. What stands for a GPU here: attention keeps what CUDA's fused kernels keep (queries, keys,
-values, output and one number a row), autocast computes norms and sums in float32, and dropout keeps a bool mask.
+values, output and one number a row), autocast computes norms and sums in float32, dropout keeps a bool mask, and a
+convolution over several cells reads and writes copies with channels last, as cuDNN's kernels for tensor cores do.
 Integers, masks and small tensors are real, so that indices and counts can be read; where one would follow from fake
 values, an order is drawn by chance and anything else is zero.
 """
@@ -31,16 +32,20 @@ from segros_train.types import GenerationBatch, InstructionBatch, Turn
 if TYPE_CHECKING:
     from segros_train.backbone import Backbone
     from segros_train.method import Method
-    from segros_train.types import Checkpointing, Recipe
+    from segros_train.types import Checkpointing, GenerationSettings, Recipe
 
 __all__ = [
+    "Batch",
     "Choice",
     "Count",
     "OverLimitError",
+    "choose_batch",
     "choose_checkpointing",
     "counting",
+    "drawing_peak",
     "fake_twin",
     "fitting",
+    "fitting_batch",
     "training_peak",
 ]
 
@@ -48,6 +53,11 @@ CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "blocks", "all")
 """From the fastest to the one that takes least memory."""
 CONTEXT_BYTES = 2**30
 """CUDA's context and the libraries' workspaces, which no tensor shows: an estimate, not measured here."""
+BATCH_SIZES = (96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
+"""Tried for drawing: at 96 Harmon-1.5B drew fastest of what was measured, and a card's rate does not grow for ever."""
+CAPTION = " ".join(["a red circle and a blue square ,"] * 9)
+LAST_STEPS = 2
+"""Iterations of a draw that are counted: the last take the most, and the second finds what the first left behind."""
 SHARE = 0.95
 """Share of a device that may be planned with; the rest is for blocks that the allocator cannot use whole."""
 
@@ -150,9 +160,17 @@ class Count(TorchDispatchMode):
 
         self._seen[key] = weakref.ref(storage, freed)
         self.live += size
-        self.peak = max(self.peak, self.live)
-        if self.live > self.limit:
-            raise OverLimitError(f"{self.live} bytes stand, {self.limit} were allowed.")
+        self.reach(self.live)
+
+    def reach(self, size: int) -> None:
+        """Note that so many bytes stand.
+
+        Raises:
+            OverLimitError: If they are more than the limit.
+        """
+        self.peak = max(self.peak, size)
+        if size > self.limit:
+            raise OverLimitError(f"{size} bytes stand, {self.limit} were allowed.")
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Make a fake tensor, counted."""
@@ -182,10 +200,14 @@ class Count(TorchDispatchMode):
     def _on_fakes(self, func: Any, name: str, tensors: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
         if name == "_local_scalar_dense":
             return {torch.bool: False}.get(tensors[0].dtype, 1)
+        if name == "exponential_":  # On fakes it takes no generator.
+            return args[0]
         if name in ("index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"):
             args = (args[0], _as_places(args[1]), *args[2:])
         with self.fake:
             out = func(*args, **kwargs)
+        if name == "convolution" and args[8] == 1 and math.prod(args[1].shape[2:]) > 1:
+            self.reach(self.live + 2 * out.nbytes + args[0].nbytes)
         if name in ("sort", "topk", "argsort"):
             values, indices = out
             order = torch.rand(tensors[0].shape).argsort(dim=-1)[..., : indices.shape[-1]]
@@ -315,24 +337,80 @@ def fitting(backbone: Backbone, method: Method, recipe: Recipe) -> tuple[Recipe,
     device = next(backbone.parameters()).device
     if recipe.checkpointing is not None or device.type != "cuda":
         return recipe, None
-    capacity = torch.cuda.get_device_properties(device).total_memory
-    choice = choose_checkpointing(backbone, method, recipe, capacity=capacity)
+    choice = choose_checkpointing(backbone, method, recipe, capacity=_capacity(device))
     return replace(recipe, checkpointing=choice.checkpointing), choice
+
+
+def _capacity(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def drawing_peak(
+    backbone: Backbone, settings: GenerationSettings, batch_size: int, *, limit: float = math.inf
+) -> int:
+    """Return the most bytes that stand while a batch is drawn.
+
+    Args:
+        backbone: Any built backbone, on any device or none, its weights in the types that they are drawn with.
+        settings: Sampling settings.
+        batch_size: Images drawn at once, each from a caption of about 60 words.
+        limit: As for `training_peak`.
+
+    Raises:
+        OverLimitError: If more than `limit` stand.
+    """
+    with counting() as count:
+        count.limit = limit - CONTEXT_BYTES
+        twin: Any = fake_twin(backbone, count).eval()
+        twin.last_steps = LAST_STEPS
+        prompts = [f"{CAPTION} {number}" for number in range(batch_size)]
+        for _ in twin.generate(prompts, seeds=range(batch_size), settings=replace(settings, batch_size=None)):
+            pass
+    return count.peak + CONTEXT_BYTES
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How many images are drawn at once, and the most bytes that then stand on the device."""
+
+    batch_size: int
+    peak: int
+
+
+def choose_batch(backbone: Backbone, settings: GenerationSettings, *, capacity: int) -> Batch | None:
+    """Return the first of `BATCH_SIZES` that a device holds; None if it holds none by the count.
+
+    Args:
+        backbone: As for `drawing_peak`.
+        settings: Sampling settings.
+        capacity: Bytes of the device.
+    """
+    for size in BATCH_SIZES:
+        with suppress(OverLimitError):
+            return Batch(size, drawing_peak(backbone, settings, size, limit=SHARE * capacity))
+    return None
+
+
+def fitting_batch(backbone: Backbone, settings: GenerationSettings) -> Batch | None:
+    """Return what a GPU holds of a draw; None on a CPU, and where the settings say how many."""
+    device = next(backbone.parameters()).device
+    if settings.batch_size is not None or device.type != "cuda":
+        return None
+    return choose_batch(backbone, settings, capacity=_capacity(device))
 
 
 def _batches(backbone: Any, recipe: Recipe, count: Count) -> tuple[GenerationBatch, InstructionBatch | None]:
     """Make a micro-batch of each task: captions of about 60 words, dialogues of 15 and 60."""
     side = backbone.card.image_size_px
-    caption = " ".join(["a red circle and a blue square ,"] * 9)
-    question, answer = " ".join(["what is the red circle"] * 3), " ".join(["a red circle and a blue square ,"] * 9)
+    question = " ".join(["what is the red circle"] * 3)
     size = recipe.batch_size
     images = count.empty((size, 3, side, side), torch.float32)
-    generation = GenerationBatch(images, (caption,) * size, tuple(map(str, range(size))))
+    generation = GenerationBatch(images, (CAPTION,) * size, tuple(map(str, range(size))))
     if recipe.i2t_weight <= 0:
         return generation, None
     size = recipe.i2t_batch_size or size
     prepare = backbone.image_transform("understanding")
     side = prepare.size_px
     images = count.empty((size, 3, side, side), torch.float32)
-    turns = ((Turn(question, answer),),) * size
+    turns = ((Turn(question, CAPTION),),) * size
     return generation, InstructionBatch(images, turns, tuple(map(str, range(size))))
