@@ -24,6 +24,7 @@ from segros_eval.benchmarks.vqa.mme import MME
 from segros_eval.benchmarks.vqa.mmmu import MMMU
 from segros_eval.benchmarks.vqa.pope import POPE
 from segros_eval.benchmarks.vqa.seed import SEED
+from segros_eval.statistics.bootstrap import point_estimates
 
 MOST = 20
 YES_NO = ("Yes", "No", "yes.", "No, there is no dog in the image.", "The answer is yes", "I cannot tell.", "**Yes**")
@@ -63,7 +64,7 @@ def main() -> None:
             loading, records = timed(lambda path=path: [json.loads(line) for line in path.open(encoding="utf-8")])
         answers = [record["answer"] for record in records]
         scoring, scores = timed(lambda e=evaluator, s=samples, a=answers: e.score(s, a, Tools()))
-        summing, _ = timed(lambda e=evaluator, s=scores: e.aggregate(s))
+        summing, _ = timed(lambda e=evaluator, s=scores: point_estimates(e.metrics, s))
         ratio = (scoring + summing) / loading
         slow |= ratio > MOST
         name = type(evaluator).__name__

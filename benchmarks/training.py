@@ -22,9 +22,9 @@ from segros_train.backbones.harmon.prompts import HarmonTokenizer
 from segros_train.data.batches import Share, generation_batches, instruction_batches
 from segros_train.data.shapes.captions import corpus
 from segros_train.data.shapes.sets import GenerationSet, InstructionSet
+from segros_train.data.shapes.tokenizer import build_tokenizer
 from segros_train.data.shapes.world import IMAGE_PX
 from segros_train.methods.sft import SFT
-from segros_train.pretraining.tiny import build_tokenizer
 from segros_train.training.checkpoint import Progress, save_checkpoint, training_state
 from segros_train.training.loop import StepReport, train
 from segros_train.training.objective import Objective

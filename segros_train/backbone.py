@@ -1,7 +1,7 @@
 """The contract of a backbone: it realises any `Supervision` under its own native loss.
 
 A backbone never knows which method made a supervision, and a method never knows which backbone
-realises it. A new family is a sub-package of `segros_train.backbones.loading` with a `Backbone` subclass
+realises it. A new family is a package with a `Backbone` subclass
 and a `load` function; nothing else changes.
 """
 
@@ -11,8 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Generator, Tensor, nn
 
 from segros_train.errors import PrerequisiteError
@@ -20,6 +21,7 @@ from segros_train.errors import PrerequisiteError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from segros_train.draws import Draws
     from segros_train.types import (
         BackboneCard,
         Checkpointing,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
         Supervision,
     )
 
-__all__ = ["Backbone", "ImageTransform", "ParameterGroups", "Realisation"]
+__all__ = ["Backbone", "Encoded", "ImageTransform", "ParameterGroups", "Realisation"]
 
 ImageTransform = Callable[["Image", Generator], Tensor]
 """Turn an RGB image into [3, height, width] float32 in [-1, 1]; draws (random crops) come from the generator."""
@@ -60,6 +62,42 @@ class ParameterGroups:
     not_decayed: tuple[nn.Parameter, ...]
 
 
+class Encoded:
+    """What a backbone makes of a batch before a method decides: each part when it is first asked for, and once.
+
+    Attributes:
+        batch: Images with captions.
+        frozen: How frozen parts make each part [B, ...] of images [b, 3, height, width]: what a latent cache keeps.
+            Of items that the batch brings such latents for, they are read in place of being made.
+        derived: How the other parts are made of these, with the gradient that they are asked for with.
+    """
+
+    def __init__(
+        self,
+        batch: GenerationBatch,
+        *,
+        frozen: Mapping[str, Callable[[Tensor], Tensor]],
+        derived: Mapping[str, Callable[[Encoded], Any]],
+    ) -> None:
+        self.batch, self.frozen, self.derived = batch, frozen, derived
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = self._of_images(name) if name in self.frozen else self.derived[name](self)
+        return self._made[name]
+
+    @torch.no_grad()
+    def _of_images(self, name: str) -> Tensor:
+        images, kept = self.batch.images, self.batch.latents
+        new = [place for place, latents in enumerate(kept) if latents is None]
+        if len(new) == len(kept):
+            return self.frozen[name](images)
+        made = iter(self.frozen[name](images[new]) if new else ())
+        rows = [next(made) if latents is None else latents[name].to(images.device) for latents in kept]
+        return torch.stack(rows)
+
+
 class Backbone(nn.Module, ABC):
     """A unified multimodal model behind the project's contract.
 
@@ -69,29 +107,22 @@ class Backbone(nn.Module, ABC):
 
     card: BackboneCard
     realisation: Realisation
-    kept_states: Mapping[str, Mapping[str, Tensor]] | None = None
-    """What frozen parts make of items, by item id, encoded beforehand; items it lacks are computed."""
-
     last_steps: int = 0
     """How many iterations of a draw to carry out, the last ones: what counting its memory needs; 0 for all."""
 
-    def frozen_states(self, batch: GenerationBatch, *, captions: bool = False) -> dict[str, Tensor | list[Tensor]]:
-        """Return what frozen parts alone make of a batch, by name: what `segros data encode` keeps.
+    @abstractmethod
+    def encode(self, batch: GenerationBatch) -> Encoded:
+        """Return what is made of a batch whatever a method decides, computing nothing before it is asked for.
 
-        Each is a tensor [B, ...], or a list of B tensors whose first dimensions differ.
-
-        Args:
-            batch: Images with captions.
-            captions: Whether to return what a language model makes of captions too, which is large.
-
-        Raises:
-            PrerequisiteError: If the backbone keeps nothing.
+        Valid for one micro-step: its parts belong to the weights of that moment.
         """
-        raise PrerequisiteError(f"{self.card.title} takes nothing that was encoded beforehand; train it without.")
 
     @abstractmethod
-    def embed(self, batch: GenerationBatch) -> Embeddings:
-        """Return what methods see: caption rows of the embedding table and visual embeddings, without gradient."""
+    def embed(self, encoded: Encoded) -> Embeddings:
+        """Return what methods see: caption rows of the embedding table and visual embeddings, without gradient.
+
+        Called for methods that need embeddings alone.
+        """
 
     @abstractmethod
     def grids(self, batch: GenerationBatch) -> tuple[Grid, Grid]:
@@ -119,11 +150,11 @@ class Backbone(nn.Module, ABC):
         raise PrerequisiteError(f"{self.card.title} does not name the tokens of a caption, so it cannot be explained.")
 
     @abstractmethod
-    def masking_ratio(self, size: int, rng: Generator) -> Tensor | None:
-        """Draw [size] shares of hidden cells from the native schedule; None where nothing is masked."""
+    def masking_ratio(self, draws: Draws) -> Tensor | None:
+        """Draw [B] shares of hidden cells from the native schedule; None where nothing is masked."""
 
     @abstractmethod
-    def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: Generator) -> Tensor:
+    def t2i_loss(self, encoded: Encoded, supervision: Supervision, draws: Draws) -> Tensor:
         """Return the native text-to-image loss, a scalar, taken where `supervision` says."""
 
     @abstractmethod

@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from segros_train.masking import descending_ranks, floor_counts
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 __all__ = [
     "corrupted_latents",
@@ -181,23 +181,18 @@ def grounding_scores(attention: Tensor, keep: Tensor) -> Tensor:
     return (attention.float() * keep.unsqueeze(-1)).sum(dim=1)
 
 
-def perturbed_grounding_map(scores: Tensor, noise_scale: float, rng: Generator | None) -> Tensor:
+def perturbed_grounding_map(scores: Tensor, noise_scale: float, uniform: Tensor) -> Tensor:
     """Scale the grounding scores to [0, 1] and add uniform noise, Eq. (12).
 
     Args:
         scores: [B, N] of Eq. (11).
-        noise_scale: Width of the noise; 0 adds none and draws nothing.
-        rng: Source of the noise.
+        noise_scale: Width of the noise.
+        uniform: [B, N] draws, uniform in [0, 1).
 
     Returns:
         [B, N] float32 in [0, 1 + noise_scale].
     """
-    scaled = min_max(scores)
-    if noise_scale == 0:
-        return scaled
-    device = scaled.device if rng is None else rng.device
-    noise = torch.rand(scaled.shape, generator=rng, device=device)
-    return scaled + noise_scale * noise.to(scaled.device)
+    return min_max(scores) + noise_scale * uniform.to(scores.device)
 
 
 def joint_objective(t2i: Tensor, i2t: Tensor | None, weight: float) -> Tensor:
@@ -218,50 +213,50 @@ def joint_objective(t2i: Tensor, i2t: Tensor | None, weight: float) -> Tensor:
     return t2i + weight * i2t
 
 
-def masked_token_nll(logits: Tensor, codes: Tensor, target: Tensor) -> Tensor:
-    """Average the negative log-likelihood of the true codes over the target cells, Eq. (15).
+def masked_token_nll(logits: Tensor, codes: Tensor) -> Tensor:
+    """Return the negative log-likelihood of the true code of each target cell, Eq. (15).
+
+    The loss is the mean over all target cells of the batch, which a caller may take in chunks of rows.
 
     Args:
-        logits: [B, M, V] scores over the V codes.
-        codes: [B, M] long, true code of each cell.
-        target: [B, M] bool, True where the loss is taken.
+        logits: [R, V] scores over the V codes, rows of the target cells alone.
+        codes: [R] long, their true codes.
 
     Returns:
-        Scalar float32, the mean over all target cells of the batch; NaN where there is none.
+        [R] float32.
     """
-    ignored = -100
-    labels = codes.masked_fill(~target, ignored)
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=ignored)
+    return F.cross_entropy(logits.float(), codes, reduction="none")
 
 
-def corrupted_latents(latents: Tensor, masked: Tensor, mask_embedding: Tensor) -> Tensor:
-    """Put the learnable mask embedding in the place of the masked cells, Eq. (16).
+def corrupted_latents(latents: Tensor, masked: Tensor, mask: Tensor | int) -> Tensor:
+    """Put the mask in the place of the masked cells, Eq. (16).
 
     Args:
-        latents: [B, M, D] cells as the backbone sees them, clean or noised.
+        latents: [B, M, D] cells as the backbone embeds them, or their codes [B, M], which it embeds afterwards.
         masked: [B, M] bool, True where a cell is hidden.
-        mask_embedding: Broadcastable to [B, M, D].
+        mask: The learnable embedding, broadcastable to [B, M, D], or its code.
 
     Returns:
-        [B, M, D] in the type of `latents`.
+        [B, M, D] or [B, M] in the type of `latents`.
     """
-    return torch.where(masked.unsqueeze(-1), mask_embedding.to(latents.dtype), latents)
+    if isinstance(mask, int):
+        return latents.masked_fill(masked, mask)
+    return torch.where(masked.unsqueeze(-1), mask.to(latents.dtype), latents)
 
 
-def masked_noise_error(noise: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
-    """Average the squared error of the predicted noise over the target cells, Eq. (17).
+def masked_noise_error(noise: Tensor, predicted: Tensor) -> Tensor:
+    """Return the squared error of the predicted noise of each target cell, Eq. (17).
+
+    The loss is the mean over all target cells of the batch, which a caller may take in chunks of rows.
 
     Args:
-        noise: [B, M, C] noise that was added.
-        predicted: [B, M, C] noise that the backbone predicts.
-        target: [B, M] bool, True where the loss is taken.
+        noise: [..., C] noise that was added, rows of target cells.
+        predicted: [..., C] noise that the backbone predicts.
 
     Returns:
-        Scalar float32: mean over channels, then over all target cells of the batch; NaN where there is none.
+        [...] float32, the mean over channels.
     """
-    errors = (noise.float() - predicted.float()).square().mean(dim=-1)
-    # Selected rather than multiplied by 0: an infinite error off the target must not become NaN.
-    return torch.where(target, errors, 0.0).sum() / target.sum()
+    return (noise.float() - predicted.float()).square().mean(dim=-1)
 
 
 def min_max(scores: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -9,11 +9,14 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Self
 
 __all__ = [
     "MEMORY_ERRORS",
     "MemoryShortageError",
     "PrerequisiteError",
+    "Problem",
     "is_out_of_memory",
     "memory_shortage_named",
     "release_memory",
@@ -26,12 +29,43 @@ MEMORY_SIGNS = ("out of memory", "defaultcpuallocator", "cannot allocate memory"
 """What libraries without an error type of their own for it say, in lower case."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Something in the user's world that stands in the way.
+
+    Attributes:
+        what: What was asked and what was found.
+        remedy: What to do; empty where `what` says it all, in whole sentences.
+    """
+
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.remedy}" if self.remedy else self.what
+
+
 class PrerequisiteError(Exception):
     """Say that the user's world lacks something: a file, a name, a right, a package.
 
-    The command line prints the message without a traceback and exits with code 2.
-    A message says what was asked, what was found and what to do.
+    The command line prints its problems without a traceback and exits with code 2.
     """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        """Report one problem; see `Problem`."""
+        super().__init__(what, remedy)
+        self.problems: tuple[Problem, ...] = (Problem(what, remedy),)
+
+    @classmethod
+    def of(cls, problems: Iterable[Problem]) -> Self:
+        """Report several problems at once, each of them once."""
+        first, *_ = found = tuple(dict.fromkeys(problems))
+        error = cls(first.what, first.remedy)
+        error.problems = found
+        return error
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
 
 
 class MemoryShortageError(PrerequisiteError):
@@ -86,15 +120,16 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> PrerequisiteError:
+def unknown_name(kind: str, name: str, known: Iterable[str], *, asking: str = "") -> PrerequisiteError:
     """Build the error for a name that is not declared, with the nearest declared one.
 
     Args:
         kind: What the name should have named, e.g. `"method"`.
         name: What was asked for.
         known: Every declared name.
+        asking: Who asked for it, to stand before the sentence.
     """
     choices = sorted(known)
     close = difflib.get_close_matches(name, choices, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return PrerequisiteError(f"Unknown {kind} {name!r}.{hint} Declared: {', '.join(choices) or 'none'}.")
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return PrerequisiteError(f"{asking}Unknown {kind} {name!r}", f"{hint}Declared: {', '.join(choices) or 'none'}.")

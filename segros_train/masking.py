@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
     from segros_train.types import Grid
 
@@ -128,20 +128,17 @@ def bottom_indices(scores: Tensor, count: int) -> Tensor:
     return mask_to_indices(bottom_mask(scores, count), count=count)
 
 
-def random_mask(masking_ratio: Tensor, num_cells: int, *, rng: Generator, device: torch.device) -> Tensor:
+def random_mask(masking_ratio: Tensor, uniform: Tensor) -> Tensor:
     """Hide cells without regard to what they show.
 
     Args:
         masking_ratio: [B] floating shares in [0, 1].
-        num_cells: M.
-        rng: Source of the draw.
-        device: Where the mask is wanted.
+        uniform: [B, M] draws, uniform in [0, 1), on the device where the mask is wanted.
 
     Returns:
         [B, M] bool, True on ceil(ratio x M) cells per row.
     """
-    draws = torch.rand(len(masking_ratio), num_cells, generator=rng, device=rng.device).to(device)
-    return top_mask(draws, num_masked(masking_ratio.to(device), num_cells))
+    return top_mask(uniform, num_masked(masking_ratio.to(uniform.device), uniform.shape[-1]))
 
 
 def indices_to_mask(indices: Tensor, total: int) -> Tensor:
@@ -201,12 +198,12 @@ def truncated_normal_ratio(uniform: Tensor, *, minimum: float, deviation: float 
     return (1 + deviation * torch.special.ndtri(quantile)).clamp(minimum, 1)
 
 
-def cosine_ratio(size: int, rng: Generator) -> Tensor:
-    """Draw [size] masking ratios cos(pi/2 u), u uniform.
+def cosine_ratio(uniform: Tensor) -> Tensor:
+    """Turn uniform draws [B] into masking ratios cos(pi/2 u).
 
     Source: the cosine schedule of MaskGIT, kept by Show-o.
     """
-    return torch.cos(torch.rand(size, generator=rng, device=rng.device) * (math.pi / 2))
+    return torch.cos(uniform * (math.pi / 2))
 
 
 def _written(ratio: float) -> Fraction:

@@ -7,11 +7,12 @@ Its module imports torch only inside `supervise`, so that declarations stay quic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
+    from segros_train.draws import Draws
     from segros_train.types import Embeddings, Supervision
 
 __all__ = ["Method", "TrainTask"]
@@ -28,14 +29,14 @@ class Method(Protocol):
     @property
     def needs_embeddings(self) -> bool: ...
 
-    def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, rng: Generator) -> Supervision:
+    def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, draws: Draws) -> Supervision:
         """Return what the backbone shall realise for this batch.
 
         Args:
             seen: Embeddings of captions and images, without gradient; of no width unless `needs_embeddings`.
             masking_ratio: [B] share of hidden latent cells, drawn from the backbone's native schedule;
                 None where the backbone masks nothing.
-            rng: Source of every draw, on the device of `seen`.
+            draws: Source of every draw, each item's by itself; on the CPU.
         """
         ...
 
@@ -50,10 +51,12 @@ class TrainTask:
         method: What decides the supervision; None trains nothing (the paper's "w/o SFT").
         attention: Attention over the image block in training and sampling (paper section 8.2, or the backbone's).
         hint_slot: Where hints stand; None takes the backbone's default for the method.
-        recipe: Name of the recipe; None takes the backbone's, or from scratch its `<recipe>-<name of the task>`.
-        from_scratch: Whether to start from random weights: the pretraining of a tiny backbone.
+        recipe: Name of the recipe; None takes the backbone's.
         paper: Reference of the published numbers, e.g. `"Table 1"`.
     """
+
+    retired: ClassVar = {"from_scratch": False}
+    """Fields of old, at the one value that results were published with: they stay in keys."""
 
     name: str
     title: str
@@ -61,5 +64,4 @@ class TrainTask:
     attention: Literal["paper", "native"] = "native"
     hint_slot: Literal["prefix", "user"] | None = None
     recipe: str | None = None
-    from_scratch: bool = False
     paper: str = ""

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from segros_train.draws import Draws
+
 
 __all__ = [
     "BackboneCard",
     "Checkpointing",
+    "Crop",
     "DataCard",
     "Embeddings",
     "GenerationBatch",
@@ -41,6 +44,7 @@ __all__ = [
 
 Grid = tuple[int, int]
 Checkpointing = Literal["none", "blocks", "all"]
+Crop = Literal["random", "fixed"]
 
 
 def _at_least(owner: object, least: int, *names: str) -> None:
@@ -59,13 +63,16 @@ class GenerationBatch:
         images: [B, 3, height, width] float32 in [-1, 1].
         captions: B captions, as written in the data set.
         item_ids: B ids, unique in the data set; named when a loss is not finite.
-        told: B lists of the latent cells that captions tell of; None where the data set does not know.
+        draws: What is drawn in training on it; None where it is only looked at.
+        latents: What frozen parts made of each image beforehand, None of those without; empty where no latent cache
+            is read.
     """
 
     images: Tensor
     captions: tuple[str, ...]
     item_ids: tuple[str, ...]
-    told: tuple[tuple[int, ...], ...] | None = None
+    draws: Draws | None = None
+    latents: tuple[Mapping[str, Tensor] | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,8 +108,6 @@ class Embeddings:
         image: [B, N, D] visual embeddings.
         image_grid: Rows and columns of the N visual embeddings.
         latent_grid: Rows and columns of the M latent cells.
-        told: [B, M] bool, True on cells that the caption tells of; None where the data set does not know. Fine-tuning
-            does without: a method of the paper has to find them.
     """
 
     text: Tensor
@@ -110,7 +115,6 @@ class Embeddings:
     image: Tensor
     image_grid: Grid
     latent_grid: Grid
-    told: Tensor | None = None
 
     def __post_init__(self) -> None:
         num_image = self.image_grid[0] * self.image_grid[1]
@@ -220,7 +224,7 @@ class BackboneCard:
 
     Attributes:
         name: Name on the command line.
-        family: Sub-package of `segros_train.backbones.loading` that realises it.
+        family: Name of the family that realises it, which its checkpoints record.
         title: Name in tables, as the paper writes it.
         config: The family's frozen configuration.
         world: `"photo"`, or `"shapes"` for backbones of the embedded world.
@@ -259,6 +263,8 @@ class DataCard:
         generation: Source of images with captions, e.g. `"hub:brivangl/midjourney-v6-llava"` or `"shapes"`.
         instruction: Source of images with dialogues; None where a recipe takes no i2t loss.
         revision: Pinned revision or digest.
+        crop: Whether an image to draw is cropped anew each time it is seen, or alike each time; a latent cache, which
+            holds one crop of each, serves `"fixed"` alone.
         notes: Known facts that change how a number reads (leakage, licence).
     """
 
@@ -267,6 +273,7 @@ class DataCard:
     generation: str
     instruction: str | None = None
     revision: str | None = None
+    crop: Crop = "random"
     notes: str = ""
 
 

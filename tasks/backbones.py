@@ -303,5 +303,5 @@ show_o_tiny = BackboneCard(
     recipe="show-o-tiny",
     data="shapes",
     licence="Apache-2.0",
-    notes="Pretrained on the embedded world by `segros train --method pretrain --backbone show-o-tiny`.",
+    notes="Pretrained on the embedded world; docs/show-o-tiny.md tells what the command does not do again.",
 )

@@ -1,5 +1,7 @@
 """A world for tests of the command line: a real Harmon of a few thousand weights, declared and ready to run.
 
+Its declarations stand in the place of the project's own, which are slower to run.
+
 Its weights are random, in the published form, below a `$SEGROS_HOME` of its own.
 """
 
@@ -10,6 +12,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 BACKBONES = """
 from segros_train.backbones.harmon.config import DiffusionConfig, HarmonConfig, LanguageConfig, MarConfig, VaeConfig
@@ -81,12 +85,11 @@ geneval = EvalTask(
     name="geneval",
     title="GenEval",
     evaluator=GenEval(images_per_prompt=2, shapes_prompts_per_tag=2),
-    kind="image",
     worlds=("photo", "shapes"),
     data="geneval",
 )
 photos_only = EvalTask(
-    name="photos-only", title="Photos", evaluator=GenEval(), kind="image", worlds=("photo",), data="geneval"
+    name="photos-only", title="Photos", evaluator=GenEval(), worlds=("photo",), data="geneval"
 )
 """
 FILES = {
@@ -125,7 +128,7 @@ class World:
         """Run the real command in a process of its own, or in several that torchrun starts."""
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
         return subprocess.run(
-            [sys.executable, *(launcher if num_ranks > 1 else ()), "-m", "segros_eval.cli", *arguments],
+            [sys.executable, *(launcher if num_ranks > 1 else ()), "command.py", *arguments],
             cwd=self.folder,
             env=self.environment(columns),
             capture_output=True,
@@ -133,10 +136,28 @@ class World:
             check=False,
         )
 
+    def enter(self, patch: pytest.MonkeyPatch) -> None:
+        """Let the command in this process find the world."""
+        patch.chdir(self.folder)
+        patch.setattr("segros_eval.pipeline.catalog.find_tasks", lambda: self.folder / "tasks")
+        for name, value in (("SEGROS_HOME", str(self.folder / "home")), ("COLUMNS", "100"), ("NO_COLOR", "1")):
+            patch.setenv(name, value)
+
     def environment(self, columns: int = 100) -> dict[str, str]:
         """Return the environment of the command."""
         own = {"SEGROS_HOME": str(self.folder / "home"), "COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
         return {**os.environ, **own, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+
+
+COMMAND = """
+from pathlib import Path
+
+from segros_eval.cli.app import main
+from segros_eval.pipeline import catalog
+
+catalog.find_tasks = lambda: Path(__file__).parent / "tasks"
+main()
+"""
 
 
 def build(folder: Path) -> World:
@@ -146,9 +167,10 @@ def build(folder: Path) -> World:
     from segros_eval.pipeline.catalog import load_catalog
     from segros_train.backbones.harmon.model import HarmonModel, initialise
     from segros_train.data.shapes.captions import corpus
-    from segros_train.pretraining.tiny import build_tokenizer
+    from segros_train.data.shapes.tokenizer import build_tokenizer
 
     world = World(folder)
+    (folder / "command.py").write_text(COMMAND.lstrip("\n"), encoding="utf-8")
     card = load_catalog(declare(folder)).backbones["micro"]
     model = HarmonModel(card.config)
     initialise(model, torch.Generator().manual_seed(0))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("segros_train", "segros_eval")
+PACKAGES = ("segros_train", "segros_eval", "pretraining")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_TREE_MIB = 48
@@ -27,7 +27,6 @@ LAYERS = (
     "segros_train.backbones",
     "segros_train.data",
     "segros_train.training",
-    "segros_train.pretraining",
     "segros_eval",
     "segros_eval.benchmarks.base",
     "segros_eval.statistics",
@@ -37,6 +36,7 @@ LAYERS = (
     "segros_eval.pipeline",
     "segros_eval.reporting",
     "segros_eval.cli",
+    "pretraining",
 )
 """Packages, each of which imports itself and those above it; a module belongs to the longest name it begins with."""
 

@@ -1,7 +1,7 @@
 """Evaluators: what to ask of a backbone, how to score one response, how to sum up.
 
 An evaluator is a frozen dataclass whose fields are its protocol's options. Its phases talk through
-values: `samples` says what to generate or ask, `score` judges one response, `aggregate` sums up.
+values: `samples` says what to generate or ask, `score` judges one response, `metrics` says how scores are summed up.
 Unscored is not zero: what cannot be scored has value None with a reason, is counted, and never
 enters a mean. This module imports no torch.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Detection",
     "Detector",
+    "WORLD_READER",
     "EvalTask",
     "Evaluator",
     "GroupedColors",
@@ -28,6 +30,8 @@ __all__ = [
     "Judge",
     "JudgeReply",
     "JudgeRequest",
+    "Metric",
+    "Need",
     "Picture",
     "Result",
     "Sample",
@@ -36,6 +40,10 @@ __all__ = [
 ]
 
 World = Literal["photo", "shapes"]
+Need = Literal["detector", "judge", "mplug"]
+"""A detector, a vision language model that answers over HTTP, or DPG-Bench's official answerer."""
+WORLD_READER = "the reader of the embedded world"
+"""What protocols call the one that judges its images."""
 
 
 class Picture(Protocol):
@@ -96,7 +104,7 @@ class Score:
             rule); `"unscored"` for a response that is missing or unreadable (value None).
         value: The item's value, None exactly when unscored.
         reason: Why it failed or could not be scored; empty when there is nothing to say.
-        group: The tag or category that `aggregate` averages by.
+        group: The tag or category that metrics average by.
     """
 
     item_id: str
@@ -126,6 +134,39 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A number that a benchmark reports: one function of weighted clusters, whatever is asked of it.
+
+    Attributes:
+        name: Its name in a result.
+        tally: Sums up the items of each cluster; metrics that share one share the draws of their intervals.
+        statistic: Makes the number of the tally's totals under R weightings, [R]; NaN where there is none.
+        unit: What it is counted in.
+        groups: Groups of items it is about; none for all.
+        clusters: What is resampled, e.g. `"prompt"`; empty where no interval is estimated.
+        interval: How its own interval is estimated; a standard error fits a mean over items. A difference of two runs
+            is always resampled.
+    """
+
+    name: str
+    tally: Callable[[Sequence[Score]], Any]
+    statistic: Callable[[Any], Any]
+    unit: Literal["%", "points"] = "%"
+    groups: tuple[str, ...] = ()
+    clusters: str = ""
+    interval: Literal["bootstrap", "standard error"] = "bootstrap"
+
+    def aggregate(self, scores: Sequence[Score], weights: Any = None) -> Any:
+        """Return the number under each weighting of the clusters, [R].
+
+        Args:
+            scores: All scores of a run.
+            weights: [R, C] weights of the clusters in alphabetical order; None for weights of 1, with R = 1.
+        """
+        return self.statistic(self.tally(scores).totals(weights))
+
+
+@dataclass(frozen=True)
 class Result:
     """One cell of the leaderboard.
 
@@ -133,7 +174,7 @@ class Result:
         method: Name of the train task.
         backbone: Name of the card.
         evaluator: Name of the evaluation task.
-        metrics: Values in percent; the first key is the headline.
+        metrics: Values in their units; the first key is the headline, and what nobody asked for is not among them.
         intervals: Per metric, where one is estimated.
         num_samples: Scored samples.
         num_unparsed: Samples scored by the protocol's rule for unreadable answers.
@@ -274,15 +315,36 @@ class Tools:
         return found
 
 
-@runtime_checkable
-class Evaluator(Protocol):
-    """Ask, score and sum up by one benchmark's protocol."""
+class Evaluator(ABC):
+    """Ask, score and sum up by one benchmark's protocol; `benchmarks.kinds` has a base for each of the two kinds.
+
+    Attributes:
+        version: Raised when the benchmark's rules or readers change numbers.
+        kind: Whether backbones draw or answer, or a harness of others asks them.
+        judge_model: The judge, where one is needed.
+        judge_revision: Its revision; empty for what the server has.
+    """
+
+    version: ClassVar[int] = 1
+    kind: ClassVar[Literal["image", "answer", "harness"]]
+    judge_model: str = ""
+    judge_revision: str = ""
 
     @property
+    @abstractmethod
     def protocol(self) -> str:
         """Name and version of the protocol."""
-        ...
 
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Tools that scoring photographs takes; in the embedded world its reader stands in for each."""
+        return ()
+
+    def protocol_in(self, world: World) -> str:
+        """Return the name of the protocol in a world, whose reader may judge in place of the protocol's own judge."""
+        return self.protocol
+
+    @abstractmethod
     def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
         """Yield what to ask.
 
@@ -290,25 +352,19 @@ class Evaluator(Protocol):
             world: `"photo"` reads the official files below `data`; `"shapes"` builds the embedded world's set.
             data: Folder of the official files.
             seeds: Seeds of the draws.
-        """
-        ...
 
+        Raises:
+            PrerequisiteError: If the data is missing or damaged.
+        """
+
+    @abstractmethod
     def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
         """Judge responses in order; a response is an image, a text, or None where there is none."""
-        ...
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent; the first key is the headline. A metric without scored samples is None."""
-        ...
-
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate 95% intervals in percent of the metrics of `aggregate`; one that says nothing is left out.
-
-        Args:
-            scores: The same scores that `aggregate` sums up.
-            seed: Seed of the resampling.
-        """
-        ...
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[Metric, ...]:
+        """What scores are summed up to; the first is the headline."""
 
 
 @dataclass(frozen=True)
@@ -319,7 +375,6 @@ class EvalTask:
         name: Name on the command line, e.g. `"geneval"`.
         title: Name in tables, e.g. `"GenEval"`.
         evaluator: The protocol with its options.
-        kind: Whether backbones draw or answer, or a harness of others asks them.
         worlds: Worlds it can run in.
         data: Name of its data set for `segros data fetch`; None where only the embedded world is covered.
         paper: Where the published numbers stand, e.g. `"Table 1"`.
@@ -328,7 +383,11 @@ class EvalTask:
     name: str
     title: str
     evaluator: Evaluator
-    kind: Literal["image", "answer", "harness"]
     worlds: tuple[World, ...]
     data: str | None = None
     paper: str = ""
+
+    @property
+    def kind(self) -> Literal["image", "answer", "harness"]:
+        """Whether backbones draw or answer, or a harness of others asks them."""
+        return self.evaluator.kind

@@ -141,8 +141,8 @@ def fetch_hub(
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).rstrip(".")
         raise PrerequisiteError(
-            f"Cannot fetch {', '.join(files.patterns)} of the data set {files.repo}: {reason}. Without a network, put "
-            f"the hub's parquet files, VLMEvalKit's TSV or the authors' archives into {folder}."
+            f"Cannot fetch {', '.join(files.patterns)} of the data set {files.repo}: {reason}",
+            f"Without a network, put the hub's parquet files, VLMEvalKit's TSV or the authors' archives into {folder}.",
         ) from error
     write_json(record, {"repo": files.repo, "revision": commit})
     return commit
@@ -224,8 +224,8 @@ def held_to_first_copy(path: Path, digest: str) -> str:
     first = recorded.get(path.name)
     if first not in (None, digest):
         raise PrerequisiteError(
-            f"{path} has changed: its sha256 is {digest}, that of the first copy was {first}. Fetch it again, or "
-            f"delete its line in {path.parent / RECORD} if it is the right one."
+            f"{path} has changed: its sha256 is {digest}, that of the first copy was {first}",
+            f"Fetch it again, or delete its line in {path.parent / RECORD} if it is the right one.",
         )
     if first is None:
         try:
@@ -252,17 +252,22 @@ def fetch_file(file: PinnedFile, folder: Path, *, advance: Callable[[int], None]
         _download(file.url, partial, advance)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise PrerequisiteError(
-            f"Cannot fetch {file.url}: {getattr(error, 'reason', error)}. Without a network, fetch it elsewhere and "
-            f"put it at {path}; `segros data check` tells whether it is right."
+            f"Cannot fetch {file.url}: {getattr(error, 'reason', error)}",
+            f"Without a network, fetch it elsewhere and "
+            f"put it at {path}; `segros data check` tells whether it is right.",
         ) from error
     except OSError as error:
-        raise PrerequisiteError(f"Cannot write to {folder}: {error.strerror}. Set $SEGROS_HOME to another.") from error
+        raise PrerequisiteError(
+            f"Cannot write to {folder}: {error.strerror}",
+            "Set $SEGROS_HOME to another.",
+        ) from error
     recorded = _recorded(folder)
     fault = _content_fault(file, partial, recorded.get(file.name, ""))
     if fault is not None:
         partial.unlink()
         raise PrerequisiteError(
-            f"{file.url} has changed: its {fault}. Find the version that the protocol means and put it at {path}."
+            f"{file.url} has changed: its {fault}",
+            f"Find the version that the protocol means and put it at {path}.",
         )
     write_json(folder / RECORD, {**recorded, file.name: file_sha256(partial)})
     partial.replace(path)

@@ -150,10 +150,16 @@ def pictures_in(root: Path) -> list[Path]:
         PrerequisiteError: If there is no such folder, or no picture in it.
     """
     if not root.is_dir():
-        raise PrerequisiteError(f"There is no folder {root}. Name a folder of images in a layout of the benchmark.")
+        raise PrerequisiteError(
+            f"There is no folder {root}",
+            "Name a folder of images in a layout of the benchmark.",
+        )
     found = sorted(path for path in root.iterdir() if path.suffix.lower() in PICTURES)
     if not found:
-        raise PrerequisiteError(f"{root} holds no picture ({', '.join(PICTURES)}). Name the folder that holds them.")
+        raise PrerequisiteError(
+            f"{root} holds no picture ({', '.join(PICTURES)})",
+            "Name the folder that holds them.",
+        )
     return found
 
 

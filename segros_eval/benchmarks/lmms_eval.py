@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import EvalTask, Interval, Sample, Score, Tools, World
-from segros_train.errors import PrerequisiteError
+from segros_eval.benchmarks.base import EvalTask, Evaluator, Metric, Sample, Score, Tools, World
+from segros_train.errors import PrerequisiteError, Problem
 
 __all__ = ["PREFIX", "LmmsTask", "harness_task", "lmms_version", "missing_harness"]
 
 PREFIX = "lmms:"
-_INSTALL = "Install it with `pip install segros[lmms]`"
 
 
 @dataclass(frozen=True)
-class LmmsTask:
+class LmmsTask(Evaluator):
     """A task of lmms-eval.
 
     Attributes:
@@ -29,6 +28,8 @@ class LmmsTask:
         dataset_path: Data in place of the task's own: a repository on the hub, a parquet file or a folder of them.
         multi_image: What a backbone is shown of several pictures: side by side, the first alone, or as they are.
     """
+
+    kind: ClassVar[Literal["harness"]] = "harness"
 
     task: str
     dataset_path: str | None = None
@@ -53,13 +54,12 @@ class LmmsTask:
         """Raise: lmms-eval scores, not this project."""
         raise PrerequisiteError(f"lmms-eval scores the answers of {self.task} itself.")
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Raise: lmms-eval sums up, not this project."""
-        raise PrerequisiteError(f"lmms-eval sums up {self.task} itself.")
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The mean over items, for comparing runs: lmms-eval sums up itself, and does not say how."""
+        from segros_eval.statistics.tally import item_mean, item_tally
 
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Return none: lmms-eval says how certain its numbers are, where it does."""
-        return {}
+        return (item_mean("mean over items", item_tally(), factor=100, clusters="document"),)
 
 
 def harness_task(name: str) -> EvalTask:
@@ -71,7 +71,7 @@ def harness_task(name: str) -> EvalTask:
     task = name.removeprefix(PREFIX)
     if not task:
         raise PrerequisiteError(f"--eval {PREFIX} takes the name of a task of lmms-eval, e.g. {PREFIX}pope.")
-    return EvalTask(name=name, title=name, evaluator=LmmsTask(task), kind="harness", worlds=("photo", "shapes"))
+    return EvalTask(name=name, title=name, evaluator=LmmsTask(task), worlds=("photo", "shapes"))
 
 
 def lmms_version() -> str | None:
@@ -84,6 +84,7 @@ def lmms_version() -> str | None:
         return None
 
 
-def missing_harness() -> str | None:
-    """Say that lmms-eval is not installed, None where it is."""
-    return None if lmms_version() else f"lmms-eval is missing. {_INSTALL}."
+def missing_harness() -> Iterator[Problem]:
+    """Say that lmms-eval is not installed, where it is not."""
+    if not lmms_version():
+        yield Problem("lmms-eval is missing", "Install it with `pip install segros[lmms]`.")

@@ -22,8 +22,9 @@ from segros_train.errors import MemoryShortageError, PrerequisiteError, memory_s
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
-PASSIVE_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-"""Let idle OpenMP threads sleep: spinning ones take the processor from the threads that they wait for."""
+PASSIVE_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "500", "KMP_BLOCKTIME": "0"}
+"""Let idle OpenMP threads sleep: spinning ones take the processor from the threads that they wait for. A short spin
+before (500 rounds, microseconds) spares most of the cost of waking them; `benchmarks/README.md` has the figures."""
 
 
 class _Group(TyperGroup):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,10 +12,40 @@ from rich.text import Text
 
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["FAILED", "UNUSABLE", "emit", "err", "names", "out", "refuse", "seeds_of", "write_document"]
+if TYPE_CHECKING:
+    from segros_eval.pipeline.catalog import Catalog
+
+__all__ = [
+    "FAILED",
+    "UNUSABLE",
+    "Tasks",
+    "declared",
+    "emit",
+    "err",
+    "names",
+    "out",
+    "refuse",
+    "seeds_of",
+    "write_document",
+]
 
 FAILED = 1
 UNUSABLE = 2
+Tasks = Annotated[
+    list[Path] | None,
+    typer.Option("--tasks", help="A folder of declarations of your own, added to what there is; repeatable."),
+]
+
+
+def declared(tasks: list[Path] | None = None) -> Catalog:
+    """Return what the project, installed packages and the folders given with `--tasks` declare.
+
+    Raises:
+        PrerequisiteError: If a declaration cannot be read.
+    """
+    from segros_eval.pipeline.catalog import added_tasks, find_tasks, load_catalog
+
+    return load_catalog(find_tasks(), *added_tasks(), *(tasks or ()))
 
 
 def out() -> Console:
@@ -39,9 +70,8 @@ def write_document(document: Any) -> None:
 
 def refuse(error: PrerequisiteError) -> None:
     """Show what is missing, one line per problem, without a traceback."""
-    console = err()
-    for line in str(error).splitlines():
-        console.print(Text.assemble(("Error: ", "bold red"), line), soft_wrap=True)
+    for problem in error.problems:
+        err().print(Text.assemble(("Error: ", "bold red"), str(problem)), soft_wrap=True)
 
 
 def names(text: str | None) -> tuple[str, ...]:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from segros_eval.cli.console import FAILED, emit, err, out
+from segros_eval.cli.console import FAILED, Tasks, declared, emit, err, out
 from segros_train.errors import PrerequisiteError, unknown_name
 from segros_train.files import read_jsonl, replace_file
 
 if TYPE_CHECKING:
     from segros_eval.benchmarks.fetch import BenchmarkData
-    from segros_train.backbone import Backbone
+    from segros_eval.pipeline.catalog import Catalog
 
 __all__ = ["check", "data", "encode", "export", "fetch"]
 
@@ -24,11 +24,11 @@ Name = Annotated[str, typer.Argument(help="Name of a benchmark, or all.")]
 
 
 @data.command("fetch")
-def fetch(name: Name) -> None:
+def fetch(name: Name, tasks: Tasks = None) -> None:
     """Fetch a benchmark's official files and check their digests."""
     from segros_eval.benchmarks.fetch import fetch_file, fetch_hub, file_fault, home_of
 
-    for benchmark in _benchmarks(name):
+    for benchmark in _benchmarks(name, declared(tasks)):
         if benchmark.hub is not None:
             with err().status(f"{benchmark.hub.repo}: fetching"):
                 commit = fetch_hub(benchmark.hub, home_of(benchmark))
@@ -44,14 +44,14 @@ def fetch(name: Name) -> None:
 
 
 @data.command("check")
-def check(name: Name = "all") -> None:
+def check(name: Name = "all", tasks: Tasks = None) -> None:
     """Tell whether a benchmark's files are there and are what the protocol means, every row and picture included."""
     from segros_eval.benchmarks.fetch import file_fault, home_of
 
-    faulty = False
-    for benchmark in _benchmarks(name):
+    faulty, catalog = False, declared(tasks)
+    for benchmark in _benchmarks(name, catalog):
         if benchmark.hub is not None:
-            faulty |= _questions_faulty(benchmark)
+            faulty |= _questions_faulty(benchmark, catalog)
         for file in benchmark.files:
             fault = file_fault(file, home_of(benchmark))
             faulty |= fault is not None
@@ -62,14 +62,13 @@ def check(name: Name = "all") -> None:
         raise typer.Exit(FAILED)
 
 
-def _questions_faulty(benchmark: BenchmarkData) -> bool:
+def _questions_faulty(benchmark: BenchmarkData, catalog: Catalog) -> bool:
     """Tell what is wrong with a benchmark of questions, and whether anything is."""
     from segros_eval.benchmarks.fetch import home_of
     from segros_eval.benchmarks.vqa.check import check_questions
-    from segros_eval.pipeline.catalog import load_catalog
 
     folder = home_of(benchmark)
-    asking = [task for task in load_catalog().evaluators.values() if task.data == benchmark.name]
+    asking = [task for task in catalog.evaluators.values() if task.data == benchmark.name]
     with err().status(f"{benchmark.name}: reading") as status:
         count = _Count(lambda total: status.update(f"{benchmark.name}: {total:,} questions read"))
         found = [check_questions(task, benchmark, folder, advance=count) for task in asking]
@@ -90,24 +89,20 @@ def encode(
     limit: Annotated[
         int | None, typer.Option("--limit", help="Encode the first images only; the others are computed in training.")
     ] = None,
-    states: Annotated[
-        bool,
-        typer.Option("--states", help="Keep what the language model makes of captions too: a MiB or more for each."),
-    ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    tasks: Tasks = None,
 ) -> None:
-    """Compute what a backbone's frozen parts make of training images once, for every later training to read."""
-    from segros_eval.pipeline.catalog import load_catalog
-    from segros_eval.pipeline.keys import encoding_identity
-    from segros_eval.pipeline.preflight import check_device, located, missing_data, missing_weights
+    """Compute what frozen parts make of training images once, cropped alike, for trainings with --latents."""
+    from segros_eval.pipeline.keys import latents_folder
+    from segros_eval.pipeline.preflight import check_device, missing_data, missing_weights
     from segros_eval.pipeline.ranks import local_device
     from segros_eval.pipeline.runner import DATA_SEED
     from segros_train.backbones import loading as backbones
-    from segros_train.data.latent_cache import cache_folder
     from segros_train.data.latent_cache import encode as encode_images
     from segros_train.data.sources.generation import open_generation
+    from segros_train.files import located
 
-    catalog = load_catalog()
+    catalog = declared(tasks)
     if backbone not in catalog.backbones:
         raise unknown_name("backbone", backbone, catalog.backbones)
     card = catalog.backbones[backbone]
@@ -116,9 +111,9 @@ def encode(
     chosen = catalog.data[name or card.data]
     problems = [*check_device(device), *missing_weights(card), *missing_data(chosen, dialogues=False)]
     if problems:
-        raise PrerequisiteError("\n".join(map(str, problems)))
+        raise PrerequisiteError.of(problems)
     source = open_generation(located(chosen.generation), seed=DATA_SEED, limit=limit)
-    folder = cache_folder(card.name, encoding_identity(card, chosen))
+    folder = latents_folder(card, chosen)
     model = backbones.load(card, device=local_device() if device == "auto" else device)
     with err().status(f"{card.name}: {len(source):,} images") as status:
         count = _Count(lambda done: status.update(f"{card.name}: {done:,} of {len(source):,} images"))
@@ -126,7 +121,6 @@ def encode(
             model,
             source,
             folder,
-            captions=states,
             precision=catalog.recipes[card.recipe].precision,
             advance=count,
         )
@@ -144,10 +138,8 @@ class _Count:
         self.tell(self.total)
 
 
-def _benchmarks(name: str) -> list[BenchmarkData]:
-    from segros_eval.pipeline.catalog import load_catalog
-
-    known = load_catalog().benchmarks
+def _benchmarks(name: str, catalog: Catalog) -> list[BenchmarkData]:
+    known = catalog.benchmarks
     if name == "all":
         return list(known.values())
     if name not in known:
@@ -161,48 +153,42 @@ def export(
         str, typer.Option("--format", help="upstream: weights under upstream's names. geneval: images as its scripts.")
     ] = "upstream",
     to: Annotated[Path | None, typer.Option("--to", help="File (upstream) or folder (geneval) to write.")] = None,
+    tasks: Tasks = None,
 ) -> None:
     """Write weights or images in the form that the upstream projects read."""
     if fmt == "upstream":
-        _export_weights(source, to)
+        _export_weights(source, to, declared(tasks))
     elif fmt == "geneval":
-        _export_images(source, to or source / "geneval")
+        _export_images(source, to or source / "geneval", declared(tasks))
     else:
         raise unknown_name("format", fmt, ("upstream", "geneval"))
 
 
-def _export_weights(source: Path, to: Path | None) -> None:
+def _export_weights(source: Path, to: Path | None, catalog: Catalog) -> None:
     from safetensors.torch import save_file
 
     from segros_eval.pipeline.checkpoints import backbone_of, checkpoint_in
+    from segros_train.backbones import loading as backbones
 
     checkpoint = checkpoint_in(source)
-    backbone = _loaded(backbone_of(checkpoint), checkpoint)
+    name = backbone_of(checkpoint)
+    if name not in catalog.backbones:
+        raise unknown_name("backbone", name, catalog.backbones)
+    backbone = backbones.load(catalog.backbones[name], source=checkpoint)
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in backbone.upstream_state().items()}
     target = to or Path(f"{backbone.card.name}-upstream.safetensors")
     replace_file(target, partial(save_file, state))
     emit(f"written   {target}")
 
 
-def _loaded(name: str, checkpoint: Path) -> Backbone:
-    from segros_eval.pipeline.catalog import load_catalog
-    from segros_train.backbones import loading as backbones
-
-    known = load_catalog().backbones
-    if name not in known:
-        raise unknown_name("backbone", name, known)
-    return backbones.load(known[name], source=checkpoint)
-
-
-def _export_images(run: Path, to: Path) -> None:
+def _export_images(run: Path, to: Path, catalog: Catalog) -> None:
     from segros_eval.benchmarks.geneval.folder import write_geneval_folder
-    from segros_eval.pipeline.catalog import load_catalog
     from segros_eval.pipeline.store import read_result
     from segros_train.files import segros_home
 
     place = run / "evals" / "geneval"
     result = read_result(place / "result.json")
-    task = load_catalog().evaluators["geneval"]
+    task = catalog.evaluators["geneval"]
     asked = task.evaluator.samples(result.world, segros_home() / "data" / "geneval", result.seeds)
     drawn = {item["item_id"]: item for item in read_jsonl(place / "items.jsonl") if item.get("image")}
     images = [
@@ -212,8 +198,8 @@ def _export_images(run: Path, to: Path) -> None:
     ]
     if len(images) < len(drawn):
         raise PrerequisiteError(
-            f"{run} was drawn for other prompts than {task.title} now asks: {len(images)} of {len(drawn)} agree. "
-            "Draw it again, or export with the declarations it was made with."
+            f"{run} was drawn for other prompts than {task.title} now asks: {len(images)} of {len(drawn)} agree",
+            "Draw it again, or export with the declarations it was made with.",
         )
     write_geneval_folder(to, images)
     emit(f"written   {to} ({len(images)} images)")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from segros_eval.cli.console import emit, out, write_document
+from segros_eval.cli.console import Tasks, declared, emit, out, write_document
 from segros_train.errors import PrerequisiteError, unknown_name
 
 if TYPE_CHECKING:
@@ -23,11 +23,10 @@ __all__ = ["doctor", "explain", "show_list"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
-def show_list(as_json: AsJson = False) -> None:
+def show_list(tasks: Tasks = None, as_json: AsJson = False) -> None:
     """List methods, backbones, evaluators, data, recipes and tables."""
-    from segros_eval.pipeline.catalog import load_catalog
 
-    catalog = load_catalog()
+    catalog = declared(tasks)
     sections = _sections(catalog)
     if as_json:
         write_document({title.lower(): dict(rows) for title, rows in sections})
@@ -36,7 +35,7 @@ def show_list(as_json: AsJson = False) -> None:
     for title, rows in sections:
         if rows:
             console.print(_listing(title, rows), soft_wrap=True)
-    console.print(Text(f"Declared in {catalog.source}", style="dim"), soft_wrap=True)
+    console.print(Text(f"Declared in {_listed(catalog.sources)}", style="dim"), soft_wrap=True)
 
 
 def _sections(catalog: Catalog) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -77,16 +76,21 @@ def _listing(title: str, rows: Iterable[tuple[str, str]]) -> Text:
     return Text("\n").join(lines)
 
 
+def _listed(folders: Iterable[Path]) -> str:
+    return ", ".join(map(str, folders))
+
+
 def doctor(
-    runs: Annotated[Path, typer.Option("--out", help="Folder of run folders.")] = Path("runs"), as_json: AsJson = False
+    runs: Annotated[Path, typer.Option("--out", help="Folder of run folders.")] = Path("runs"),
+    tasks: Tasks = None,
+    as_json: AsJson = False,
 ) -> None:
     """Tell what this machine has: versions, devices, disk, weights and data."""
-    from segros_eval.pipeline.catalog import load_catalog
     from segros_eval.pipeline.preflight import existing, missing_data, missing_weights
     from segros_eval.pipeline.provenance import software
     from segros_train.files import segros_home
 
-    catalog = load_catalog()
+    catalog = declared(tasks)
     weights = {name: [str(problem) for problem in missing_weights(card)] for name, card in catalog.backbones.items()}
     data = {name: [str(problem) for problem in missing_data(card)] for name, card in catalog.data.items()}
     document = {
@@ -102,7 +106,11 @@ def doctor(
         return
     console = out()
     facts = {**document["versions"], "device": document["device"], "free disk": f"{document['disk_free_gib']} GiB"}
-    facts |= {"commit": document["commit"] or "none", "fetched files": document["home"], "tasks": str(catalog.source)}
+    facts |= {
+        "commit": document["commit"] or "none",
+        "fetched files": document["home"],
+        "tasks": _listed(catalog.sources),
+    }
     console.print(_listing("This machine", [(name, str(value)) for name, value in facts.items()]), soft_wrap=True)
     for title, found in (("Weights", weights), ("Training data", data)):
         console.print(Text(title, style="bold"))
@@ -130,16 +138,16 @@ def explain(
     method: Annotated[str, typer.Option("--method", help="A method with a grounding map.")] = "segros",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of crop, masking ratio and noise.")] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    tasks: Tasks = None,
 ) -> None:
     """Draw what a method makes of an image: grounding map, kept tokens, hints, corrupted input."""
-    from segros_eval.pipeline.catalog import load_catalog
     from segros_eval.pipeline.preflight import check_device
     from segros_eval.pipeline.ranks import local_device
     from segros_eval.reporting.explain import explain as draw
     from segros_train.backbones import loading
     from segros_train.files import replace_file
 
-    catalog = load_catalog()
+    catalog = declared(tasks)
     if backbone not in catalog.backbones:
         raise unknown_name("backbone", backbone, catalog.backbones)
     if method not in catalog.methods:
@@ -147,8 +155,8 @@ def explain(
     decides = catalog.methods[method].method
     if decides is None:
         raise PrerequisiteError(f"Method {method!r} trains nothing, so there is nothing to explain.")
-    for problem in check_device(device):
-        raise PrerequisiteError(str(problem))
+    if problems := list(check_device(device)):
+        raise PrerequisiteError.of(problems)
     picture = _read(image)
     model = loading.load(catalog.backbones[backbone], device=local_device() if device == "auto" else device).eval()
     drawn = draw(model, picture, caption, decides, seed=seed)
@@ -162,4 +170,7 @@ def _read(path: Path) -> Image:
     try:
         return read_image(path)
     except UnreadableImageError as error:
-        raise PrerequisiteError(f"--image: {error}. Name a whole PNG, JPEG or WebP file.") from error
+        raise PrerequisiteError(
+            f"--image: {error}",
+            "Name a whole PNG, JPEG or WebP file.",
+        ) from error

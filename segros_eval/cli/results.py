@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segros_eval.cli.console import FAILED, emit, err, names, out, write_document
+from segros_eval.cli.console import FAILED, Tasks, declared, emit, err, names, out, write_document
 from segros_eval.cli.judge import GpuMemory, JudgeFlags, MaxModelLen, Port, TensorParallel
 from segros_eval.judges.flags import given_flags
 from segros_train.errors import PrerequisiteError, unknown_name
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "leaderboard", "paper", "report", "score"]
 
-FORMATS = ("md", "html", "csv", "json")
+FORMATS = ("md", "html", "csv", "json", "latex")
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of run folders.")]
 MaxUnscored = Annotated[
     float, typer.Option("--max-unscored", min=0, max=1, help="Allowed share of items without a value.")
@@ -41,11 +41,11 @@ def score(
     max_model_len: MaxModelLen = None,
     port: Port = None,
     judge_flag: JudgeFlags = None,
+    tasks: Tasks = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
 ) -> None:
     """Score a folder of images that anything drew."""
     from segros_eval.cli.listener import RichListener
-    from segros_eval.pipeline.catalog import load_catalog
     from segros_eval.pipeline.judges import Judges
     from segros_eval.pipeline.score import count_images, score_folder
     from segros_eval.pipeline.store import result_to_json
@@ -53,7 +53,7 @@ def score(
     from segros_eval.reporting.published import load_reference
     from segros_eval.reporting.terminal import show_result
 
-    task = _evaluator(load_catalog().evaluators, evaluator)
+    task = _evaluator(declared(tasks).evaluators, evaluator)
     shown = _world(task, images, world)
     data = segros_home() / "data" / task.data if task.data and shown == "photo" else None
     flags = given_flags(
@@ -79,7 +79,7 @@ def score(
 
 def leaderboard(
     fmt: Annotated[
-        str | None, typer.Option("--format", help="Print as md, html, csv or json; left out, write the pages.")
+        str | None, typer.Option("--format", help="Print as md, html, csv, json or latex; left out, write the pages.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Say which pages are stale; write nothing.")] = False,
     add: Annotated[
@@ -100,8 +100,8 @@ def leaderboard(
         return
     if _own_reference(folder) is None:
         raise PrerequisiteError(
-            f"There is no leaderboard in {folder}: reference/segros.json is missing. Name its folder with --folder, "
-            "or print the results of your runs with --format md."
+            f"There is no leaderboard in {folder}: reference/segros.json is missing",
+            "Name its folder with --folder, or print the results of your runs with --format md.",
         )
     if check:
         stale = check_rendered(folder)
@@ -120,12 +120,13 @@ def compare(
     fmt: Annotated[str, typer.Option("--format", help="md or html.")] = "md",
 ) -> None:
     """Tell two runs apart, item by item, with the uncertainty of the difference."""
+    from segros_eval.pipeline.catalog import load_catalog
     from segros_eval.reporting.compare import compare_runs
     from segros_eval.reporting.run_report import render_comparison
 
     if fmt not in ("md", "html"):
         raise unknown_name("format", fmt, ("md", "html"))
-    emit(render_comparison(compare_runs(a, b), fmt=fmt))  # type: ignore[arg-type]
+    emit(render_comparison(compare_runs(a, b, load_catalog().evaluators), fmt=fmt))  # type: ignore[arg-type]
 
 
 def report(
@@ -157,11 +158,10 @@ def paper(
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda; with --run.")] = "auto",
 ) -> None:
     """Show a table of the paper: ours beside the published numbers."""
-    from segros_eval.pipeline.catalog import load_catalog
     from segros_eval.reporting.leaderboard import load_results, render_paper_table
     from segros_eval.reporting.published import load_reference
 
-    catalog = load_catalog()
+    catalog = declared()
     if table not in catalog.tables:
         raise unknown_name("table", table, catalog.tables)
     chosen = names(backbone)
@@ -231,7 +231,10 @@ def _results_of(run: Path) -> list[Any]:
 
     results = load_results(run)
     if not results:
-        raise PrerequisiteError(f"{run} holds no result. Name a run folder that an evaluation has finished in.")
+        raise PrerequisiteError(
+            f"{run} holds no result",
+            "Name a run folder that an evaluation has finished in.",
+        )
     return results
 
 

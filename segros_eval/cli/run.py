@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segros_eval.cli.console import FAILED, UNUSABLE, err, names, out, seeds_of, write_document
+from segros_eval.cli.console import FAILED, UNUSABLE, Tasks, declared, err, names, out, seeds_of, write_document
 from segros_eval.cli.judge import GpuMemory, JudgeFlags, MaxModelLen, Port, TensorParallel
 from segros_eval.judges.flags import given_flags
-from segros_train.errors import PrerequisiteError
+from segros_train.errors import PrerequisiteError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from segros_eval.pipeline.plan import Request, RunPlan
-    from segros_eval.pipeline.preflight import Problem
     from segros_eval.pipeline.runner import Outcome
 
 __all__ = ["carry_out", "evaluate", "run", "train"]
@@ -37,6 +36,9 @@ OutFolder = Annotated[Path, typer.Option("--out", help="Folder of run folders.")
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 MaxUnscored = Annotated[
     float, typer.Option("--max-unscored", min=0, max=1, help="Allowed share of items without a value.")
+]
+Latents = Annotated[
+    bool, typer.Option("--latents", help="Train from what `segros data encode` made of the images; needs crop=fixed.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, its cost and what is missing; do nothing.")]
 
@@ -65,7 +67,9 @@ def run(
     out_folder: OutFolder = Path("runs"),
     device: Device = "auto",
     max_unscored: MaxUnscored = 0.0,
+    latents: Latents = False,
     reuse: Reuse = Reusing.code,
+    tasks: Tasks = None,
     gpu_memory_utilization: GpuMemory = None,
     tensor_parallel_size: TensorParallel = None,
     max_model_len: MaxModelLen = None,
@@ -85,6 +89,7 @@ def run(
         data=data,
         overrides=tuple(overrides or ()),
         limit=limit,
+        latents=latents,
         reuse=reuse.value,
     )
     flags = given_flags(
@@ -102,6 +107,7 @@ def run(
         dry_run=dry_run,
         as_json=as_json,
         judge_flags=flags,
+        tasks=tasks,
     )
 
 
@@ -113,7 +119,9 @@ def train(
     overrides: Overrides = None,
     out_folder: OutFolder = Path("runs"),
     device: Device = "auto",
+    latents: Latents = False,
     reuse: Reuse = Reusing.code,
+    tasks: Tasks = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -126,9 +134,18 @@ def train(
         seeds=seeds_of(seed),
         data=data,
         overrides=tuple(overrides or ()),
+        latents=latents,
         reuse=reuse.value,
     )
-    carry_out(request, out_folder=out_folder, device=device, max_unscored=0.0, dry_run=dry_run, as_json=as_json)
+    carry_out(
+        request,
+        out_folder=out_folder,
+        device=device,
+        max_unscored=0.0,
+        dry_run=dry_run,
+        as_json=as_json,
+        tasks=tasks,
+    )
 
 
 def evaluate(
@@ -144,6 +161,7 @@ def evaluate(
     device: Device = "auto",
     max_unscored: MaxUnscored = 0.0,
     reuse: Reuse = Reusing.code,
+    tasks: Tasks = None,
     gpu_memory_utilization: GpuMemory = None,
     tensor_parallel_size: TensorParallel = None,
     max_model_len: MaxModelLen = None,
@@ -182,6 +200,7 @@ def evaluate(
         dry_run=dry_run,
         as_json=as_json,
         judge_flags=flags,
+        tasks=tasks,
     )
 
 
@@ -194,6 +213,7 @@ def carry_out(
     dry_run: bool,
     as_json: bool,
     judge_flags: Mapping[str, str] | None = None,
+    tasks: list[Path] | None = None,
 ) -> None:
     """Plan a request, check it, carry it out and show the numbers.
 
@@ -201,7 +221,6 @@ def carry_out(
         PrerequisiteError: If the request names what does not exist.
         typer.Exit: With 2 where something is missing, 1 where a cell failed or too much is unscored.
     """
-    from segros_eval.pipeline.catalog import load_catalog
     from segros_eval.pipeline.plan import make_plan
     from segros_eval.pipeline.preflight import check_plan
     from segros_eval.pipeline.ranks import Ranks
@@ -210,7 +229,7 @@ def carry_out(
 
     _check_not_empty(request)
     ranks = Ranks.here()
-    plan = make_plan(load_catalog(), replace(request, num_ranks=ranks.num_ranks))
+    plan = make_plan(declared(tasks), replace(request, num_ranks=ranks.num_ranks))
     problems = check_plan(plan, out=out_folder, device=device)
     if not ranks.is_first:
         _follow(plan, problems, out_folder=out_folder, device=device, dry_run=dry_run)
@@ -308,4 +327,7 @@ def _plan_document(plan: RunPlan) -> list[dict[str, Any]]:
 def _check_not_empty(request: Request) -> None:
     for option, given in (("--method", request.methods), ("--backbone", request.backbones)):
         if not given:
-            raise PrerequisiteError(f"{option} names nothing. `segros list` shows what there is.")
+            raise PrerequisiteError(
+                f"{option} names nothing",
+                "`segros list` shows what there is.",
+            )

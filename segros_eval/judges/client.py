@@ -146,8 +146,8 @@ class JudgeClient:
             changed = [index for index, pair in enumerate(zip(self._canaries, last, strict=True)) if pair[0] != pair[1]]
             raise PrerequisiteError(
                 f"The judge {self.model} has drifted: it answers {len(changed)} of {len(last)} fixed questions "
-                f"otherwise than when it was opened, e.g. {self._canaries[changed[0]]!r} then {last[changed[0]]!r}. "
-                f"Its scores are not of one judge: remove its kept replies ({self._cache}) and score again."
+                f"otherwise than when it was opened, e.g. {self._canaries[changed[0]]!r} then {last[changed[0]]!r}",
+                f"Its scores are not of one judge: remove its kept replies ({self._cache}) and score again.",
             )
 
     def _stop(self) -> None:
@@ -183,7 +183,8 @@ class JudgeClient:
             names = self._run(served())
         except APIConnectionError as error:
             raise PrerequisiteError(
-                f"The judge at {self.url} cannot be reached: {error}. Start it, or name another with ${ENDPOINT}."
+                f"The judge at {self.url} cannot be reached: {error}",
+                f"Start it, or name another with ${ENDPOINT}.",
             ) from error
         except APIStatusError as error:
             raise PrerequisiteError(
@@ -191,8 +192,8 @@ class JudgeClient:
             ) from error
         if self.model not in names:
             raise PrerequisiteError(
-                f"The judge at {self.url} serves {', '.join(names) or 'nothing'}, and {self.model} is asked for. Serve "
-                "it there, or name what is there with --set judge_model=..., which is a protocol of its own."
+                f"The judge at {self.url} serves {', '.join(names) or 'nothing'}, and {self.model} is asked for",
+                "Serve it there, or name what is there with --set judge_model=..., which is a protocol of its own.",
             )
 
     def _ask_canaries(self) -> list[str]:

@@ -58,12 +58,14 @@ def given_flags(flags: Sequence[str] | None, **named: float | None) -> dict[str,
         name = name.strip().removeprefix("--").replace("_", "-")
         if not _NAME.fullmatch(name):
             raise PrerequisiteError(
-                f"--judge-flag takes NAME=VALUE, found {flag!r}. Example: --judge-flag max-num-seqs=64."
+                f"--judge-flag takes NAME=VALUE, found {flag!r}",
+                "Example: --judge-flag max-num-seqs=64.",
             )
         if name in OURS:
             raise PrerequisiteError(
-                f"--judge-flag {flag}: {name} is set by segros. A judge and its revision are values of the evaluation: "
-                "--set judge_model=..., --set judge_revision=...."
+                f"--judge-flag {flag}: {name} is set by segros",
+                "A judge and its revision are values of the evaluation: "
+                "--set judge_model=..., --set judge_revision=....",
             )
         found[name] = value.strip()
     return found
@@ -127,8 +129,9 @@ def fitting(size: int | None, devices: Sequence[tuple[int, int]], *, num_devices
     needed = "memory" if size is None else f"{size / 2**30:.1f} GiB for its weights"
     raise PrerequisiteError(
         f"The judge needs {needed}, and {best / 2**30:.1f} GiB are free for them on {counts[-1]} of "
-        f"{len(devices)} devices. End what else holds them, take more devices or a smaller judge (--set "
-        "judge_model=...), name an endpoint with $SEGROS_JUDGE, or say how much to take with --gpu-memory-utilization."
+        f"{len(devices)} devices",
+        "End what else holds them, take more devices or a smaller judge (--set "
+        "judge_model=...), name an endpoint with $SEGROS_JUDGE, or say how much to take with --gpu-memory-utilization.",
     )
 
 

@@ -214,12 +214,13 @@ class JudgeServer:
             waited = time.monotonic() - began
             if process.poll() is not None:
                 raise PrerequisiteError(
-                    f"The judge server for {self.model} ended with code {process.returncode} while it started. "
-                    f"Its log is {self.log}; it ends with: {_tail(self.log)}"
+                    f"The judge server for {self.model} ended with code {process.returncode} while it started",
+                    f"Its log is {self.log}; it ends with: {_tail(self.log)}",
                 )
             if waited > START_SECONDS:
                 raise PrerequisiteError(
-                    f"The judge server for {self.model} has not answered for {waited:.0f} s. Its log is {self.log}."
+                    f"The judge server for {self.model} has not answered for {waited:.0f} s",
+                    f"Its log is {self.log}.",
                 )
             self.tell(f"judge server: starting, {waited:.0f} s")
             time.sleep(POLL_SECONDS)
@@ -246,7 +247,8 @@ def _kind() -> str:
     found = _installed()
     if "kind" not in found:
         raise PrerequisiteError(
-            f"There is no whole environment of vLLM in {environment()}. Build it with `segros judge install`."
+            f"There is no whole environment of vLLM in {environment()}",
+            "Build it with `segros judge install`.",
         )
     return found["kind"]
 
@@ -297,7 +299,8 @@ def _free_port(wanted: str | None) -> int:
             probe.bind(("127.0.0.1", int(wanted or 0)))
         except (OSError, ValueError, OverflowError) as error:
             raise PrerequisiteError(
-                f"A judge server cannot listen on port {wanted}: {error}. Name a free one with --port, or none."
+                f"A judge server cannot listen on port {wanted}: {error}",
+                "Name a free one with --port, or none.",
             ) from error
         return int(probe.getsockname()[1])
 

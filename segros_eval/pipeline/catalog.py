@@ -1,18 +1,21 @@
-"""What can be run: the values declared below a `tasks/` folder.
+"""What can be run: the values declared below folders of tasks.
 
 Declarations are frozen values (`BackboneCard`, `TrainTask`, `EvalTask`, `DataCard`, `PaperTable`, `BenchmarkData`,
-and recipes in a mapping called `RECIPES`). The folder is loaded by path under a private module name, so that a copy
-in the working directory, the repository's and the one inside the wheel never meet. No torch is imported here.
+and recipes in a mapping called `RECIPES`). They stand in a folder's own files and in those of its `train`, `eval` and
+`paper`; what else lies there is for them to import (`from ..mine import Mine`). To the project's own folder those of
+installed packages are added (entry points `segros.tasks`) and those that the user names; each is loaded by path under a
+private module name. A folder that one merely stands in is never executed. No torch is imported here.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +27,7 @@ from segros_train.errors import PrerequisiteError
 from segros_train.method import TrainTask
 from segros_train.types import BackboneCard, DataCard, Recipe
 
-__all__ = ["Catalog", "find_tasks", "load_catalog"]
+__all__ = ["Catalog", "added_tasks", "find_tasks", "load_catalog"]
 
 PACKAGE = Path(__file__).parent.parent
 KINDS: Mapping[type, str] = {
@@ -35,7 +38,8 @@ KINDS: Mapping[type, str] = {
     PaperTable: "tables",
     BenchmarkData: "benchmarks",
 }
-SET_ASIDE = ("ablations", "pretrain")
+FOLDERS = (".", "train", "eval", "paper")
+SET_ASIDE = ("ablations",)
 """Files of `tasks/train` that `all` leaves out: they are asked for by name, or all together by the file's name."""
 
 
@@ -44,7 +48,7 @@ class Catalog:
     """Everything declared, by name.
 
     Attributes:
-        source: The folder the declarations were read from.
+        sources: The folders the declarations were read from.
         backbones: Cards.
         methods: Ways to fine-tune.
         evaluators: Evaluations.
@@ -55,7 +59,7 @@ class Catalog:
         groups: Names declared by each file of `tasks/train` and `tasks/eval`, by the file's stem.
     """
 
-    source: Path
+    sources: tuple[Path, ...]
     backbones: Mapping[str, BackboneCard] = field(default_factory=dict)
     methods: Mapping[str, TrainTask] = field(default_factory=dict)
     evaluators: Mapping[str, EvalTask] = field(default_factory=dict)
@@ -72,50 +76,53 @@ class Catalog:
         return tuple(name for name in self.methods if name not in aside)
 
 
-def find_tasks(directory: Path | None = None) -> Path:
-    """Return the folder of declarations: `./tasks`, else the copy in the wheel, else the repository's.
-
-    Args:
-        directory: Working directory; None for the present one.
+def find_tasks() -> Path:
+    """Return the project's own folder of declarations: the copy in the wheel, else the repository's.
 
     Raises:
         PrerequisiteError: If there is none.
     """
-    candidates = ((directory or Path.cwd()) / "tasks", PACKAGE / "_tasks", PACKAGE.parent / "tasks")
+    candidates = (PACKAGE / "_tasks", PACKAGE.parent / "tasks")
     for candidate in candidates:
         if (candidate / "backbones.py").is_file():
             return candidate.resolve()
-    searched = ", ".join(str(candidate) for candidate in candidates)
-    raise PrerequisiteError(f"No declarations found (looked for backbones.py in {searched}). Install segros again.")
+    searched = ", ".join(map(str, candidates))
+    raise PrerequisiteError(f"No declarations found (looked for backbones.py in {searched})", "Install segros again.")
 
 
-def load_catalog(source: Path | None = None) -> Catalog:
-    """Read the declarations below a folder.
+def added_tasks() -> tuple[Path, ...]:
+    """Return the folders of declarations that installed packages name by entry points `segros.tasks`."""
+    specs = (importlib.util.find_spec(entry.module) for entry in entry_points(group="segros.tasks"))
+    return tuple(Path(place) for spec in specs if spec for place in spec.submodule_search_locations or ())
+
+
+def load_catalog(*folders: Path) -> Catalog:
+    """Read the declarations of folders.
 
     Args:
-        source: Folder with `backbones.py`; None for `find_tasks()`.
+        folders: Where they stand; none for the project's own and what installed packages add.
 
     Raises:
-        PrerequisiteError: If a file cannot be read, or a name is declared twice with different values.
+        PrerequisiteError: If a folder declares nothing, a file cannot be read, or a name is declared twice with
+            different values.
     """
-    source = (source or find_tasks()).resolve()
+    sources = tuple(dict.fromkeys(folder.resolve() for folder in folders or (find_tasks(), *added_tasks())))
     found: dict[str, dict[str, Any]] = {kind: {} for kind in (*KINDS.values(), "recipes")}
     origin: dict[tuple[str, str], Path] = {}
     groups: dict[str, tuple[str, ...]] = {}
-    for path in _declaration_files(source):
-        declared: list[str] = []
-        for kind, name, value in _declarations(_load(path, source), path):
-            _add(found[kind], origin, (kind, name), value, path)
-            declared.append(name)
-        if path.parent != source:
-            groups[path.stem] = (*groups.get(path.stem, ()), *declared)
-    return Catalog(source=source, groups=groups, **found)
-
-
-def _declaration_files(source: Path) -> Iterator[Path]:
-    """Yield the Python files below `source`: its own, then those of its folders, each in alphabetical order."""
-    yield from sorted(source.glob("*.py"))
-    yield from sorted(path for path in source.glob("*/*.py") if not path.name.startswith("."))
+    for source in sources:
+        count = len(origin)
+        for path in (path for part in FOLDERS for path in sorted((source / part).glob("*.py"))):
+            declared: list[str] = []
+            for kind, name, value in _declarations(_load(path, source), path):
+                _add(found[kind], origin, (kind, name), value, path)
+                declared.append(name)
+            if path.parent != source:
+                groups[path.stem] = (*groups.get(path.stem, ()), *declared)
+        if len(origin) == count:
+            places = "of its own, or in train, eval or paper"
+            raise PrerequisiteError(f"{source} declares nothing", f"A folder of tasks has Python files {places}.")
+    return Catalog(sources=sources, groups=groups, **found)
 
 
 def _add(
@@ -124,7 +131,8 @@ def _add(
     kind, name = entry
     if name in known:
         raise PrerequisiteError(
-            f"Two {kind} are called {name!r}: one in {origin[entry]}, one in {path}. Rename one of them."
+            f"Two {kind} are called {name!r}: one in {origin[entry]}, one in {path}",
+            "Rename one of them.",
         )
     known[name] = value
     origin[entry] = path

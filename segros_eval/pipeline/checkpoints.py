@@ -24,8 +24,8 @@ def checkpoint_in(folder: Path) -> Path:
         if found:
             return found[-1]
     raise PrerequisiteError(
-        f"There is no checkpoint in {folder}: it has no config.json. "
-        "Name a folder that `segros train` wrote, e.g. runs/<run>/train/checkpoints/<step>, or a run folder."
+        f"There is no checkpoint in {folder}: it has no config.json",
+        "Name a folder that `segros train` wrote, e.g. runs/<run>/train/checkpoints/<step>, or a run folder.",
     )
 
 
@@ -39,8 +39,8 @@ def backbone_of(checkpoint: Path) -> str:
     name = config.get("card")
     if not isinstance(name, str):
         raise PrerequisiteError(
-            f"{checkpoint / 'config.json'} names no backbone: it was not written by segros. "
-            "Published weights belong into the folder that `segros doctor` names."
+            f"{checkpoint / 'config.json'} names no backbone: it was not written by segros",
+            "Published weights belong into the folder that `segros doctor` names.",
         )
     return name
 
@@ -56,15 +56,27 @@ def method_of(checkpoint: Path) -> str:
             task = _json(folder / "plan.json").get("task")
             if isinstance(task, dict) and isinstance(task.get("name"), str):
                 return str(task["name"])
-            raise PrerequisiteError(f"{folder / 'plan.json'} names no method. Say with --method what trained it.")
-    raise PrerequisiteError(f"{checkpoint} lies in no run folder. Say with --method what trained it.")
+            raise PrerequisiteError(
+                f"{folder / 'plan.json'} names no method",
+                "Say with --method what trained it.",
+            )
+    raise PrerequisiteError(
+        f"{checkpoint} lies in no run folder",
+        "Say with --method what trained it.",
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PrerequisiteError(f"Cannot read {path}: {error}. Take another checkpoint.") from error
+        raise PrerequisiteError(
+            f"Cannot read {path}: {error}",
+            "Take another checkpoint.",
+        ) from error
     if not isinstance(value, dict):
-        raise PrerequisiteError(f"{path} is not what segros wrote. Take another checkpoint.")
+        raise PrerequisiteError(
+            f"{path} is not what segros wrote",
+            "Take another checkpoint.",
+        )
     return value

@@ -21,8 +21,8 @@ from segros_train.types import BackboneCard, DataCard
 
 __all__ = [
     "data_identity",
-    "encoding_identity",
     "folder_content",
+    "latents_folder",
     "plain",
     "source_content",
     "version_of",
@@ -31,7 +31,8 @@ __all__ = [
 
 
 def plain(value: Any) -> Any:
-    """Return `value` as JSON-ready data; a dataclass carries the name of its type.
+    """Return `value` as JSON-ready data; a dataclass carries the name of its type, and the
+    fields that it has `retired`, at the value they had in every key.
 
     Raises:
         TypeError: If a value has no canonical form.
@@ -42,7 +43,7 @@ def plain(value: Any) -> Any:
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
+        return {"type": type(value).__name__, **getattr(type(value), "retired", {}), **fields}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -65,7 +66,7 @@ def data_identity(data: DataCard | None) -> dict[str, Any] | None:
         return None
     sources = {"generation": data.generation, "instruction": data.instruction}
     content = {name: None if source is None else source_content(located(source)) for name, source in sources.items()}
-    return {**sources, "revision": data.revision, "content": content}
+    return {**sources, "revision": data.revision, "content": content, "crop": data.crop}
 
 
 def source_content(source: str) -> Any:
@@ -154,9 +155,13 @@ def weights_digest(card: BackboneCard, checkpoint: Path | None) -> dict[str, str
     return _folder_digest(folder) if folder.is_dir() else {}
 
 
-def encoding_identity(card: BackboneCard, data: DataCard) -> dict[str, Any]:
-    """Return what determines what frozen parts make of training images, whatever was trained on top of them."""
-    return {
+def latents_folder(card: BackboneCard, data: DataCard) -> Path:
+    """Return the folder of what a backbone's frozen parts make of training images, below `$SEGROS_HOME/latents`.
+
+    Its name holds a digest of what determines them: weights, configuration, image size, and the content of the images,
+    each cropped in its one way.
+    """
+    identity = {
         "config": plain(card.config),
         "weights": weights_digest(card, None),
         "image_size_px": card.image_size_px,
@@ -164,13 +169,14 @@ def encoding_identity(card: BackboneCard, data: DataCard) -> dict[str, Any]:
         "revision": data.revision,
         "content": source_content(located(data.generation)),
     }
+    return segros_home() / "latents" / f"{card.name}-{content_key(identity)[:16]}"
 
 
 def _folder_digest(folder: Path) -> dict[str, str]:
     if not (folder / "config.json").is_file():
         raise PrerequisiteError(
-            f"{folder} is not a checkpoint: it has no config.json. Name a folder that `segros train` wrote, "
-            "e.g. runs/<run>/train/checkpoints/<step>."
+            f"{folder} is not a checkpoint: it has no config.json",
+            "Name a folder that `segros train` wrote, e.g. runs/<run>/train/checkpoints/<step>.",
         )
     return {
         path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors")

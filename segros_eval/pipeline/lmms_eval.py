@@ -77,9 +77,8 @@ def run_harness(
         PrerequisiteError: If lmms-eval is missing, does not know the task, cannot load its data, or asks for what no
             backbone can do.
     """
-    lacking = missing_harness()
-    if lacking is not None:
-        raise PrerequisiteError(lacking)
+    if lacking := list(missing_harness()):
+        raise PrerequisiteError.of(lacking)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
@@ -87,7 +86,8 @@ def run_harness(
     manager = TaskManager("ERROR")
     if evaluator.task not in manager.all_tasks:
         raise PrerequisiteError(
-            f"lmms-eval has no task {evaluator.task!r}. `python -m lmms_eval --tasks list` shows what there is."
+            f"lmms-eval has no task {evaluator.task!r}",
+            "`python -m lmms_eval --tasks list` shows what there is.",
         )
     model = _model(_Answering(backbone, evaluator, store, BatchSize(batch_size), advance))
     try:
@@ -103,8 +103,8 @@ def run_harness(
         )
     except (FileNotFoundError, ConnectionError) as error:
         raise PrerequisiteError(
-            f"lmms-eval cannot load the data of {evaluator.task}: {error}. Log in to the hub, or name data with "
-            "--set dataset_path=..."
+            f"lmms-eval cannot load the data of {evaluator.task}: {error}",
+            "Log in to the hub, or name data with --set dataset_path=...",
         ) from error
     if found is None:
         raise PrerequisiteError(f"lmms-eval gave no result for {evaluator.task} in this process.")
@@ -264,8 +264,8 @@ def _model(answering: _Answering) -> Any:
 
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
             raise PrerequisiteError(
-                f"{answering.evaluator.task} weighs whole texts by their likelihood, which backbones do not give. "
-                "Take a task that lets the model answer."
+                f"{answering.evaluator.task} weighs whole texts by their likelihood, which backbones do not give",
+                "Take a task that lets the model answer.",
             )
 
         def generate_until_multi_round(self, requests: list[Any]) -> list[str]:

@@ -26,7 +26,8 @@ def held(folder: Path) -> Iterator[None]:
         stream = (folder / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise PrerequisiteError(
-            f"Cannot write to {folder}: {error.strerror}. Choose another folder with --out, or mend its rights."
+            f"Cannot write to {folder}: {error.strerror}",
+            "Choose another folder with --out, or mend its rights.",
         ) from error
     with stream:
         try:
@@ -34,8 +35,8 @@ def held(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             stream.seek(0)
             raise PrerequisiteError(
-                f"Another segros is at work in {folder} ({stream.read().strip() or 'starting'}). "
-                "Wait for it to end, or choose another folder with --out."
+                f"Another segros is at work in {folder} ({stream.read().strip() or 'starting'})",
+                "Wait for it to end, or choose another folder with --out.",
             ) from error
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")

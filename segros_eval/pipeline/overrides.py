@@ -14,7 +14,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from segros_train.errors import PrerequisiteError
+from segros_train.errors import PrerequisiteError, Problem
+from segros_train.types import DataCard
 
 __all__ = ["Override", "apply_overrides", "parse_override", "parse_value"]
 
@@ -43,7 +44,7 @@ def parse_override(argument: str) -> Override:
     """
     name, equals, text = argument.partition("=")
     if not equals or not name.strip():
-        raise PrerequisiteError(f"--set takes field=value, found {argument!r}. Example: --set hint_ratio=0.5.")
+        raise PrerequisiteError(f"--set takes field=value, found {argument!r}", "Example: --set hint_ratio=0.5.")
     return Override(field=name.strip(), text=text.strip())
 
 
@@ -61,16 +62,16 @@ def apply_overrides(owners: Mapping[str, Any], overrides: Sequence[Override]) ->
         PrerequisiteError: Lists every override that names no field, more than one, or has a value of a wrong type.
     """
     changed = dict(owners)
-    problems: list[str] = []
+    problems: list[Problem] = []
     for override in overrides:
         try:
             for owner in _addressed(changed, override):
                 name = override.field.rpartition(".")[2]
                 changed[owner] = _with_field(changed[owner], name, override)
         except PrerequisiteError as error:
-            problems.append(str(error))
+            problems += error.problems
     if problems:
-        raise PrerequisiteError("\n".join(problems))
+        raise PrerequisiteError.of(problems)
     return changed
 
 
@@ -85,7 +86,7 @@ def _addressed(owners: Mapping[str, Any], override: Override) -> list[str]:
     kinds = sorted({owner.split(":")[0] for owner in holders})
     if len(kinds) > 1:
         choices = " or ".join(f"{kind}.{name}" for kind in kinds)
-        raise PrerequisiteError(f"--set {override.field}={override.text}: {name!r} is ambiguous. Write {choices}.")
+        raise PrerequisiteError(f"--set {override.field}={override.text}: {name!r} is ambiguous", f"Write {choices}.")
     return holders
 
 
@@ -96,19 +97,24 @@ def _unknown_field(owners: Mapping[str, Any], override: Override) -> Prerequisit
     plain = {name for names in by_kind.values() for name in names}
     dotted = {f"{kind}.{name}" for kind, names in by_kind.items() for name in names}
     close = difflib.get_close_matches(override.field, sorted(plain | dotted), n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = f"Did you mean {close[0]!r}? " if close else ""
     listing = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in sorted(by_kind.items()) if names)
     return PrerequisiteError(
-        f"--set {override.field}={override.text}: no field {override.field!r} in this run.{hint} Fields: {listing}."
+        f"--set {override.field}={override.text}: no field {override.field!r} in this run",
+        f"{hint}Fields: {listing}.",
     )
 
 
 def _field_types(value: Any) -> dict[str, Any]:
-    """Return the types of a dataclass's fields by name; nothing for other values."""
+    """Return the types of the fields that can be changed, by name; nothing for other values than dataclasses.
+
+    Of training data, which `--data` chooses as a whole, it is the crop alone.
+    """
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return {}
     hints = typing.get_type_hints(type(value))
-    return {field.name: hints[field.name] for field in dataclasses.fields(value)}
+    names = ["crop"] if isinstance(value, DataCard) else [field.name for field in dataclasses.fields(value)]
+    return {name: hints[name] for name in names}
 
 
 def _with_field(owner: Any, name: str, override: Override) -> Any:

@@ -16,11 +16,18 @@ from typing import Any, Literal
 from segros_eval.benchmarks.base import EvalTask
 from segros_eval.benchmarks.lmms_eval import PREFIX, harness_task
 from segros_eval.pipeline.catalog import Catalog
-from segros_eval.pipeline.keys import data_identity, folder_content, plain, version_of, weights_digest
+from segros_eval.pipeline.keys import (
+    data_identity,
+    folder_content,
+    latents_folder,
+    plain,
+    version_of,
+    weights_digest,
+)
 from segros_eval.pipeline.official_files import benchmark_folder
-from segros_eval.pipeline.overrides import Override, apply_overrides, parse_override
+from segros_eval.pipeline.overrides import apply_overrides, parse_override
 from segros_train.data.shapes.world import WORLD_VERSION
-from segros_train.errors import PrerequisiteError, unknown_name
+from segros_train.errors import PrerequisiteError, Problem, unknown_name
 from segros_train.files import content_key
 from segros_train.method import Method, TrainTask
 from segros_train.methods.segros import HINT_RATIO, SeGroS
@@ -44,6 +51,7 @@ class Request:
         checkpoint: Trained weights to evaluate in place of training.
         num_ranks: Processes that train together; each sees its own micro-batches.
         reuse: `"code"`: finished work is taken up where key and code are the same; `"key"`: where the key is.
+        latents: Whether training reads what `segros data encode` made of its images.
     """
 
     methods: tuple[str, ...]
@@ -56,6 +64,7 @@ class Request:
     checkpoint: Path | None = None
     num_ranks: int = 1
     reuse: Literal["code", "key"] = "code"
+    latents: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +97,7 @@ class Stage:
         key: Content hash of everything that determines the weights.
         cells: Evaluations, in the order asked for.
         checkpoint: Trained weights given by the user; None to train.
+        latents: Name of the latent cache that training reads; None where images are encoded as they are seen.
     """
 
     task: TrainTask
@@ -98,6 +108,7 @@ class Stage:
     key: str
     cells: tuple[Cell, ...] = ()
     checkpoint: Path | None = None
+    latents: str | None = None
 
     @property
     def folder(self) -> str:
@@ -121,12 +132,10 @@ class RunPlan:
 
     Attributes:
         stages: Models in the order they are made.
-        tasks_source: Folder the declarations came from.
         reuse: As in `Request`.
     """
 
     stages: tuple[Stage, ...]
-    tasks_source: Path
     reuse: Literal["code", "key"] = "code"
 
 
@@ -140,26 +149,26 @@ def make_plan(catalog: Catalog, request: Request) -> RunPlan:
     Raises:
         PrerequisiteError: Lists every unknown name, bad override and incompatible pair at once.
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     chosen = _choose(problems, catalog, request)
     if request.limit is not None and request.limit < 1:
-        problems.append(f"--limit takes a number of prompts of at least 1, found {request.limit}.")
+        problems.append(Problem(f"--limit takes a number of prompts of at least 1, found {request.limit}."))
     if request.checkpoint is None:
         _check_training(problems, catalog, request, chosen)
     # With a name unknown, fields are looked up in everything declared, so that no right field is called wrong.
     scope = _everything(catalog) if problems else chosen
     owners = _owners(catalog, request, scope)
     overrides = _collected(problems, [functools.partial(parse_override, text) for text in request.overrides])
-    changed = _collected(problems, [functools.partial(_override, owners, overrides)])
+    changed = _collected(problems, [functools.partial(apply_overrides, owners, overrides)])
     if problems:
-        raise PrerequisiteError("\n".join(dict.fromkeys(problems)))
+        raise PrerequisiteError.of(problems)
     stages = [
         _stage(request, changed[0], task, card, seed, chosen.evaluators[card.name])
         for card in chosen.backbones
         for task in chosen.methods
         for seed in dict.fromkeys(request.seeds)
     ]
-    return RunPlan(stages=tuple(_frozen_once(stages)), tasks_source=catalog.source, reuse=request.reuse)
+    return RunPlan(stages=tuple(_frozen_once(stages)), reuse=request.reuse)
 
 
 def _frozen_once(stages: Iterable[Stage]) -> Iterator[Stage]:
@@ -179,7 +188,7 @@ class _Chosen:
     evaluators: Mapping[str, tuple[EvalTask, ...]]
 
 
-def _choose(problems: list[str], catalog: Catalog, request: Request) -> _Chosen:
+def _choose(problems: list[Problem], catalog: Catalog, request: Request) -> _Chosen:
     groups = {stem: names for stem, names in catalog.groups.items() if set(names) <= set(catalog.methods)}
     groups["all"] = catalog.main_methods
     methods = _resolve(problems, "method", request.methods, catalog.methods, groups)
@@ -189,7 +198,7 @@ def _choose(problems: list[str], catalog: Catalog, request: Request) -> _Chosen:
     return _Chosen(methods, backbones, _fitting(problems, request, evaluators, backbones))
 
 
-def _harness_tasks(problems: list[str], request: Request) -> dict[str, EvalTask]:
+def _harness_tasks(problems: list[Problem], request: Request) -> dict[str, EvalTask]:
     """Return the tasks of other harnesses that were asked for, which no declaration names."""
     asked = [name for name in request.evaluators if name.startswith(PREFIX)]
     tasks = _collected(problems, [functools.partial(harness_task, name) for name in asked])
@@ -201,19 +210,19 @@ def _everything(catalog: Catalog) -> _Chosen:
     return _Chosen(tuple(catalog.methods.values()), cards, {card.name: evaluators for card in cards})
 
 
-def _collected(problems: list[str], steps: Iterable[Callable[[], Any]]) -> list[Any]:
-    """Run every step; keep the results, and the messages of those that fail."""
+def _collected(problems: list[Problem], steps: Iterable[Callable[[], Any]]) -> list[Any]:
+    """Run every step; keep the results, and the problems of those that fail."""
     results = []
     for step in steps:
         try:
             results.append(step())
         except PrerequisiteError as error:
-            problems.append(str(error))
+            problems += error.problems
     return results
 
 
 def _resolve(
-    problems: list[str],
+    problems: list[Problem],
     kind: str,
     names: Sequence[str],
     declared: Mapping[str, Any],
@@ -224,14 +233,14 @@ def _resolve(
     for name in names:
         members = (name,) if name in declared else groups.get(name)
         if members is None:
-            problems.append(str(unknown_name(kind, name, (*declared, "all"))))
+            problems += unknown_name(kind, name, (*declared, "all")).problems
             continue
         resolved.update((member, declared[member]) for member in members)
     return tuple(resolved.values())
 
 
 def _fitting(
-    problems: list[str], request: Request, evaluators: Sequence[EvalTask], backbones: Sequence[BackboneCard]
+    problems: list[Problem], request: Request, evaluators: Sequence[EvalTask], backbones: Sequence[BackboneCard]
 ) -> dict[str, tuple[EvalTask, ...]]:
     """Return each backbone's evaluations; one asked for by name must fit, `all` means all that fit."""
     named = set(request.evaluators)
@@ -239,17 +248,13 @@ def _fitting(
     for card in backbones:
         for task in evaluators:
             if card.world not in task.worlds and task.name in named:
-                problems.append(
-                    f"Evaluator {task.name!r} runs in {_either(task.worlds)}, "
-                    f"backbone {card.name!r} draws {card.world!r}. "
-                    "Ask for another evaluator, or for a backbone of its world."
+                what = (
+                    f"Evaluator {task.name!r} runs in {' or '.join(map(repr, task.worlds))}, "
+                    f"backbone {card.name!r} draws {card.world!r}"
                 )
+                problems.append(Problem(what, "Ask for another evaluator, or for a backbone of its world."))
         fitting[card.name] = tuple(task for task in evaluators if card.world in task.worlds)
     return fitting
-
-
-def _either(words: Sequence[str]) -> str:
-    return " or ".join(repr(word) for word in words)
 
 
 def _owners(catalog: Catalog, request: Request, chosen: _Chosen) -> dict[str, Any]:
@@ -265,12 +270,6 @@ def _owners(catalog: Catalog, request: Request, chosen: _Chosen) -> dict[str, An
     if request.checkpoint is None:
         owners.update(_training_owners(catalog, request, chosen))
     return owners
-
-
-def _override(owners: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
-    """Apply overrides to everything but the training data, which `--data` chooses as a whole."""
-    fixed = {owner: value for owner, value in owners.items() if isinstance(value, DataCard)}
-    return apply_overrides({owner: value for owner, value in owners.items() if owner not in fixed}, overrides) | fixed
 
 
 def _training_owners(catalog: Catalog, request: Request, chosen: _Chosen) -> dict[str, Any]:
@@ -289,30 +288,28 @@ def _recipe_owner(task: TrainTask, card: BackboneCard) -> str:
 
 
 def _recipe_name(task: TrainTask, card: BackboneCard) -> str:
-    """Return a task's own recipe or the backbone's; pretraining takes the backbone's recipe of that name."""
-    return task.recipe or (f"{card.recipe}-{task.name}" if task.from_scratch else card.recipe)
+    """Return a task's own recipe or the backbone's."""
+    return task.recipe or card.recipe
 
 
-def _check_training(problems: list[str], catalog: Catalog, request: Request, chosen: _Chosen) -> None:
+def _check_training(problems: list[Problem], catalog: Catalog, request: Request, chosen: _Chosen) -> None:
     """Add what the training of the chosen models lacks: a recipe, or data of their world."""
     if request.data is not None and request.data not in catalog.data:
-        problems.append(str(unknown_name("data", request.data, catalog.data)))
+        problems += unknown_name("data", request.data, catalog.data).problems
         return
     for card in chosen.backbones:
         for task in chosen.methods:
             name = _recipe_name(task, card)
             if task.method is not None and name not in catalog.recipes:
                 asking = f"Method {task.name!r}" if task.recipe else f"Backbone {card.name!r}"
-                problems.append(f"{asking}: {unknown_name('recipe', name, catalog.recipes)}")
+                problems += unknown_name("recipe", name, catalog.recipes, asking=f"{asking}: ").problems
         name = request.data or card.data
         if name not in catalog.data:
-            problems.append(f"Backbone {card.name!r}: {unknown_name('data', name, catalog.data)}")
+            problems += unknown_name("data", name, catalog.data, asking=f"Backbone {card.name!r}: ").problems
         elif catalog.data[name].world != card.world:
             fitting = [other for other, data in catalog.data.items() if data.world == card.world]
-            problems.append(
-                f"Data {name!r} shows {catalog.data[name].world!r}, backbone {card.name!r} draws {card.world!r}. "
-                f"Data of its world: {', '.join(fitting) or 'none'}."
-            )
+            what = f"Data {name!r} shows {catalog.data[name].world!r}, backbone {card.name!r} draws {card.world!r}"
+            problems.append(Problem(what, f"Data of its world: {', '.join(fitting) or 'none'}."))
 
 
 def _stage(
@@ -334,6 +331,8 @@ def _stage(
         key="",
         checkpoint=request.checkpoint,
     )
+    if request.latents and stage.data is not None:
+        stage = dataclasses.replace(stage, latents=latents_folder(card, stage.data).name)
     stage = dataclasses.replace(stage, key=_stage_key(stage, num_ranks=request.num_ranks))
     tasks = [dataclasses.replace(item, evaluator=owners[f"evaluator:{item.name}"]) for item in evaluators]
     return dataclasses.replace(stage, cells=tuple(_cell(stage, item, request.limit) for item in tasks))
@@ -348,13 +347,12 @@ def _with_hints(method: Method | None, recipe: Recipe | None) -> Method | None:
 
 
 def _stage_key(stage: Stage, *, num_ranks: int) -> str:
-    from_scratch = stage.task.from_scratch and stage.checkpoint is None
     return content_key(
         {
             "task": plain(dataclasses.replace(stage.task, name="", title="", paper="")),
             "family": stage.card.family,
             "config": plain(stage.card.config),
-            "weights": None if from_scratch else weights_digest(stage.card, stage.checkpoint),
+            "weights": weights_digest(stage.card, stage.checkpoint),
             # Recomputation changes memory and speed alone.
             "recipe": plain(stage.recipe and dataclasses.replace(stage.recipe, checkpointing=None)),
             "num_ranks": num_ranks if stage.trains else 1,
@@ -366,7 +364,7 @@ def _stage_key(stage: Stage, *, num_ranks: int) -> str:
 
 
 def _cell(stage: Stage, task: EvalTask, limit: int | None) -> Cell:
-    frozen = stage.card.understanding_is_frozen and task.kind == "answer" and not stage.task.from_scratch
+    frozen = stage.card.understanding_is_frozen and task.kind == "answer"
     folder = benchmark_folder(task, stage.card.world)
     determined_by = {
         "stage": _frozen_key(stage.card) if frozen else stage.key,

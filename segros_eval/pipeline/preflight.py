@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import json
+import math
 import os
-import re
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from segros_eval.benchmarks.lmms_eval import missing_harness
+from safetensors import SafetensorError, safe_open
+
 from segros_eval.pipeline.generate import ask
 from segros_eval.pipeline.plan import Cell, RunPlan, Stage
-from segros_eval.pipeline.tools import missing_tool
+from segros_eval.pipeline.tools import missing_tools
 from segros_train.backbones.common.weights import SHIPPED_WEIGHTS
-from segros_train.errors import PrerequisiteError
-from segros_train.files import data_folder, located
+from segros_train.backbones.loading import family_of
+from segros_train.errors import PrerequisiteError, Problem
+from segros_train.files import data_folder, segros_home
 from segros_train.types import BackboneCard, DataCard
 
 __all__ = [
     "Cost",
-    "Problem",
     "check_device",
     "check_plan",
     "damaged",
     "estimate",
     "existing",
-    "located",
     "missing_data",
     "missing_weights",
 ]
@@ -42,22 +38,6 @@ STATES_PER_WEIGHT = 3
 """A float32 weight in training state: itself and AdamW's two moments."""
 CHECKPOINTS_KEPT = 2
 GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """Something missing.
-
-    Attributes:
-        what: What was asked and what was found.
-        remedy: What to do.
-    """
-
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.what}. {self.remedy}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +71,28 @@ def check_plan(plan: RunPlan, *, out: Path, device: str) -> list[Problem]:
     for stage in plan.stages:
         if stage.checkpoint is not None:
             problems += [*damaged(stage.checkpoint), *missing_weights(stage.card, stage.checkpoint)]
-        elif not stage.task.from_scratch:
+        else:
             problems += missing_weights(stage.card)
         if stage.data is not None and stage.recipe is not None:
             problems += missing_data(stage.data, dialogues=stage.recipe.i2t_weight > 0)
+            problems += _missing_latents(stage)
         for cell in stage.cells:
             problems += _evaluation(stage, cell)
     problems += _too_big(plan, out)
     return list(dict.fromkeys(problems))
+
+
+def _missing_latents(stage: Stage) -> Iterator[Problem]:
+    """Yield what keeps a stage from reading the latent cache that it shall read."""
+    if stage.latents is None or stage.data is None:
+        return
+    if stage.data.crop != "fixed":
+        what = f"--latents reads one crop of each image, the data {stage.data.name} are cropped anew each time"
+        yield Problem(what, "Add --set crop=fixed, or leave --latents out.")
+    folder = segros_home() / "latents" / stage.latents
+    if not (folder / "index.json").is_file():
+        remedy = f"Make it: segros data encode {stage.card.name} --data {stage.data.name}; or leave --latents out."
+        yield Problem(f"The latent cache of {stage.card.name} and {stage.data.name} is missing: no {folder}", remedy)
 
 
 def estimate(stage: Stage) -> Cost:
@@ -123,57 +117,22 @@ def estimate(stage: Stage) -> Cost:
 
 def missing_weights(card: BackboneCard, checkpoint: Path | None = None) -> list[Problem]:
     """Return what a backbone's weights lack; a checkpoint may lie over published ones."""
-    if checkpoint is None and not card.weights:
-        folder = SHIPPED_WEIGHTS / card.name
-        if (folder / "config.json").is_file():
-            return []
-        remedy = f"Install it again, or make them: segros train --method pretrain --backbone {card.name}."
-        return [Problem(f"The weights of {card.name} should come with segros, {folder} lacks them", remedy)]
-    family = importlib.import_module(f"segros_train.backbones.{card.family}.loading")
-    return [_problem(text) for text in family.missing_weights(card, checkpoint)]
+    return list(family_of(card).locate(card, checkpoint).missing)
 
 
 def damaged(checkpoint: Path) -> list[Problem]:
     """Return what is wrong with a checkpoint's tensors, as far as their headers tell."""
     remedy = "Take another checkpoint, or train again."
-    problems = []
     weights = sorted(checkpoint.glob("*.safetensors"))
     if not weights:
-        problems.append(Problem(f"Checkpoint {checkpoint} is incomplete: it holds no safetensors file", remedy))
+        return [Problem(f"Checkpoint {checkpoint} is incomplete: it holds no safetensors file", remedy)]
+    problems = []
     for path in weights:
         try:
-            expected = _safetensors_size(path)
-        except (ValueError, KeyError, TypeError, struct.error):
-            problems.append(Problem(f"{path} is damaged: its header cannot be read", remedy))
-            continue
-        if expected != path.stat().st_size:
-            what = f"{path} is damaged: {path.stat().st_size:,} bytes of {expected:,}"
-            problems.append(Problem(what, remedy))
+            _num_numbers(path)
+        except (SafetensorError, OSError) as error:
+            problems.append(Problem(f"{path} is damaged: {error}", remedy))
     return problems
-
-
-def _safetensors_size(path: Path) -> int:
-    """Return the size that a safetensors file's header announces."""
-    start, header = _safetensors_header(path)
-    return start + max(
-        (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
-    )
-
-
-def _safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Return where the numbers of a safetensors file start, and what its header says."""
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > path.stat().st_size:
-            raise ValueError("the header is longer than the file")
-        return 8 + length, json.loads(stream.read(length))
-
-
-def _problem(sentence: str) -> Problem:
-    """Split a message at the colon or full stop after which its remedy stands."""
-    parts = re.match(r"(.*? (?:is|are) missing)[:.] (.*)", sentence, flags=re.DOTALL)
-    what, remedy = parts.groups() if parts else sentence.rstrip(".").partition(". ")[::2]
-    return Problem(what, remedy)
 
 
 def missing_data(card: DataCard, *, dialogues: bool = True) -> list[Problem]:
@@ -210,14 +169,8 @@ def num_weights(card: BackboneCard) -> int | None:
 
 def _num_numbers(path: Path) -> int:
     """Count the numbers in a safetensors file by its header alone."""
-    _, header = _safetensors_header(path)
-    total = 0
-    for name, entry in header.items():
-        size = 1
-        for side in entry.get("shape", ()):
-            size *= side
-        total += size if name != "__metadata__" else 0
-    return total
+    with safe_open(path, "np") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
 
 
 def _hub_cache() -> Path:
@@ -227,19 +180,14 @@ def _hub_cache() -> Path:
 
 
 def _evaluation(stage: Stage, cell: Cell) -> Iterator[Problem]:
-    lacking = missing_tool(cell.task, stage.card.world)
-    if lacking is not None:
-        yield Problem(lacking.what, lacking.remedy)
+    yield from missing_tools(cell.task, stage.card.world)
     if cell.task.kind == "harness":
-        missing = missing_harness()
-        if missing is not None:
-            yield _problem(missing)
         return
     try:
         if not ask(stage, cell):
             yield Problem(f"{cell.task.title} has nothing to ask", "Raise --limit.")
     except PrerequisiteError as error:
-        yield _problem(str(error))
+        yield from error.problems
 
 
 def _num_responses(stage: Stage, cell: Cell) -> int | None:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segros_eval.pipeline.keys import plain, weights_digest
+from segros_eval.pipeline.keys import plain, version_of, weights_digest
 from segros_eval.pipeline.official_files import benchmark_commit
 from segros_eval.pipeline.ranks import device_name
 
@@ -90,6 +90,8 @@ def run_provenance(
         "understanding_is_frozen": cell.frozen,
         "weights": weights_digest(stage.card, source),
         "data": stage.data.name if stage.data else None,
+        "crop": stage.data.crop if stage.data else None,
+        "declared_versions": {"method": version_of(stage.task.method), "family": version_of(stage.card.config)},
         "recipe": plain(recipe),
         "optimizer_steps": recipe.optimizer_steps if recipe else 0,
         "micro_steps": recipe.micro_steps if recipe else 0,

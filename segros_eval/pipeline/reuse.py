@@ -22,8 +22,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segros_eval.benchmarks.base import Evaluator
+from segros_train.backbones.loading import family_module
 from segros_train.errors import PrerequisiteError
 from segros_train.files import replace_file
+from segros_train.types import BackboneCard
 
 if TYPE_CHECKING:
     from segros_eval.pipeline.plan import Stage
@@ -71,24 +74,22 @@ class Code:
         return whole.hexdigest()
 
 
-def training_modules(family: str, method: Any, *, from_scratch: bool = False) -> tuple[str, ...]:
+def training_modules(card: BackboneCard, method: Any) -> tuple[str, ...]:
     """Return the modules that make weights and draw with them: loop, readers, the family and the method's own."""
     own = () if method is None else (type(method).__module__,)
-    if from_scratch:
-        own = (*own, "segros_train.pretraining.harmon.pretrain", f"segros_train.pretraining.{family}.pretrain")
     readers = ("segros_train.data.sources.generation", "segros_train.data.sources.instruction")
     return (
         *own,
         "segros_train.training.loop",
         *readers,
         "segros_train.backbones.loading",
-        f"segros_train.backbones.{family}.loading",
+        family_module(card),
     )
 
 
-def evaluation_modules(evaluator: Any) -> tuple[str, ...]:
+def evaluation_modules(evaluator: Evaluator) -> tuple[str, ...]:
     """Return the modules that ask, read responses, score and sum up."""
-    tools = [module for need in getattr(evaluator, "needs", ()) for module in TOOLS.get(need, ())]
+    tools = [module for need in evaluator.needs for module in TOOLS.get(need, ())]
     shared = (
         "segros_eval.pipeline.generate",
         "segros_eval.pipeline.store",
@@ -114,7 +115,10 @@ def code_of(*modules: str) -> Code:
         try:
             sources[name] = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise PrerequisiteError(f"The source of {name} cannot be read: {error}. Reinstall it.") from error
+            raise PrerequisiteError(
+                f"The source of {name} cannot be read: {error}",
+                "Reinstall it.",
+            ) from error
         sources |= _data_beside(path, name)
         waiting += _imported(name, sources[name], path.name == "__init__.py")
         waiting += _parents(name)
@@ -185,7 +189,7 @@ def take_up(stage: Stage, folder: Path, *, by_key: bool = False) -> list[str]:
         folder: The run folder.
         by_key: Whether to take what other code made all the same.
     """
-    training = code_of(*training_modules(stage.card.family, stage.task.method, from_scratch=stage.task.from_scratch))
+    training = code_of(*training_modules(stage.card, stage.task.method))
     parts = {"responses": code_of(*training.sources, "segros_eval.pipeline.generate", "segros_eval.pipeline.store")}
     if stage.trains:
         parts["train"] = training

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from segros_eval.benchmarks.base import EvalTask, Result, Sample
+from segros_eval.benchmarks.kinds import QuestionBenchmark
 from segros_eval.pipeline.generate import BatchSize, Shard, answer_questions, ask, draw_images
 from segros_eval.pipeline.judges import Judges
-from segros_eval.pipeline.keys import encoding_identity, plain
+from segros_eval.pipeline.keys import plain
 from segros_eval.pipeline.lock import held
 from segros_eval.pipeline.plan import Cell, RunPlan, Stage
-from segros_eval.pipeline.preflight import located
 from segros_eval.pipeline.progress import Listener, Steps
 from segros_eval.pipeline.provenance import run_provenance
 from segros_eval.pipeline.ranks import Ranks, local_device
@@ -32,7 +32,7 @@ from segros_eval.pipeline.reuse import digest_of, take_up
 from segros_eval.pipeline.scoring import Responded, score_responses
 from segros_eval.pipeline.store import AnswerStore, ImageStore, read_result
 from segros_train.errors import PrerequisiteError, memory_shortage_named, release_memory
-from segros_train.files import write_json
+from segros_train.files import located, segros_home, write_json
 
 if TYPE_CHECKING:
     from segros_train.backbone import Backbone
@@ -44,7 +44,6 @@ Ended = TypeVar("Ended")
 
 DATA_SEED = 0
 """Seed of embedded training data: fixed, so that the runs of several seeds train on the same set."""
-MAX_NEW_TOKENS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,22 +228,20 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
     Raises:
         PrerequisiteError: If weights or data are missing, or the loss is not finite.
     """
-    from segros_train.data.latent_cache import LatentCache
     from segros_train.training.checkpoint import newest_checkpoint
     from segros_train.training.loop import train
     from segros_train.training.memory import fitting
 
-    assert stage.recipe is not None and stage.task.method is not None
+    assert stage.recipe is not None and stage.task.method is not None and stage.data is not None
     # Several processes find the checkpoint together, in the loop: looking for it also clears away drafts.
     done = newest_checkpoint(folder / "train" / "checkpoints") if Ranks.here().num_ranks == 1 else None
     if done is not None and done.progress.finished:
-        return done.path, {"seconds": done.progress.seconds, "num_samples": done.progress.num_samples}
-    generation, instruction = _sources(stage)
+        progress, latents = done.progress, done.identity.get("latents")
+        return done.path, {"seconds": progress.seconds, "num_samples": progress.num_samples, "latents": latents}
+    generation, instruction = _sources(stage, listener)
     with listener.phase(f"load  {_title(stage)}", 1) as tell:
-        backbone = _beginning(stage, folder, device)
+        backbone = load_backbone(stage, None, device)
         tell(1)
-    if isinstance(backbone.kept_states, LatentCache):
-        listener.note(backbone.kept_states.share_of(len(generation)))
     recipe, choice = fitting(backbone, stage.task.method, stage.recipe)
     if choice is not None:
         listener.note(f"checkpointing={choice.checkpointing}: about {choice.peak / 2**30:.0f} GiB on the device.")
@@ -258,42 +255,32 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
             directory=folder / "train",
             seed=stage.seed,
             report=Steps(tell),
+            crop=stage.data.crop,
         )
     chosen = {} if choice is None else dataclasses.asdict(choice)
-    return outcome.checkpoint, {"seconds": outcome.seconds, "num_samples": outcome.num_samples, **chosen}
+    return outcome.checkpoint, {
+        "seconds": outcome.seconds,
+        "num_samples": outcome.num_samples,
+        "latents": stage.latents,
+        **chosen,
+    }
 
 
-def _sources(stage: Stage) -> tuple[GenerationSource, InstructionSource | None]:
-    """Open a stage's training data; pretraining takes the scenes that its autoencoder encodes beforehand."""
+def _sources(stage: Stage, listener: Listener) -> tuple[GenerationSource, InstructionSource | None]:
+    """Open a stage's training data, with the latent cache that was asked for."""
+    from segros_train.data.latent_cache import LatentCache, WithLatents
     from segros_train.data.sources.generation import open_generation
     from segros_train.data.sources.instruction import open_instruction
 
     assert stage.recipe is not None and stage.data is not None
-    if stage.task.from_scratch:
-        from segros_train.pretraining.harmon.pretrain import sources
-
-        return sources(stage.card)
     generation = open_generation(located(stage.data.generation), seed=DATA_SEED)
+    if stage.latents is not None:
+        cache = LatentCache(segros_home() / "latents" / stage.latents)
+        listener.note(f"{len(cache):,} of {len(generation):,} images were encoded beforehand: {cache.folder}")
+        generation = WithLatents(generation, cache)
     if stage.recipe.i2t_weight == 0 or stage.data.instruction is None:
         return generation, None
     return generation, open_instruction(located(stage.data.instruction), seed=DATA_SEED)
-
-
-def _beginning(stage: Stage, folder: Path, device: str) -> Backbone:
-    """Return the weights that training starts from: the backbone's, with what was encoded for it, or random ones."""
-    from segros_train.backbone import Realisation
-    from segros_train.data.latent_cache import cache_folder, find_cache
-
-    if not stage.task.from_scratch:
-        assert stage.data is not None
-        backbone = load_backbone(stage, None, device)
-        backbone.kept_states = find_cache(cache_folder(stage.card.name, encoding_identity(stage.card, stage.data)))
-        return backbone
-    from segros_train.pretraining.harmon.pretrain import begin
-
-    backbone = begin(stage.card, directory=folder / "train", seed=stage.seed)
-    backbone.realise(Realisation(attention=stage.task.attention, hint_slot=stage.task.hint_slot))
-    return backbone.to(device)
 
 
 def _title(stage: Stage) -> str:
@@ -317,7 +304,8 @@ def _responded(model: _Model, cell: Cell) -> Outcome | Responded | None:
         return Outcome(model.stage, cell, model.folder, _score_elsewhere(model, cell))
     samples = ask(model.stage, cell)
     began = time.monotonic()
-    responses, refused = _respond(model, cell.task, samples)
+    respond = _answer if isinstance(cell.task.evaluator, QuestionBenchmark) else _draw
+    responses, refused = respond(model, cell.task, samples)
     seconds = round(time.monotonic() - began, 2)
     if not model.ranks.is_first:
         return None
@@ -343,13 +331,8 @@ def _attempted(
     return Outcome(stage, cell, folder, failure=failure)
 
 
-def _respond(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, str]]:
-    """Return a response per sample, None where there is none, and why by item id."""
-    respond = _draw if task.kind == "image" else _answer
-    return respond(model, task, samples)
-
-
 def _draw(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, str]]:
+    """Return an image per sample, None where there is none, and why by item id."""
     stage = model.stage
     images = ImageStore(model.folder / "responses" / "images", settings=stage.settings, backbone_key=stage.key)
     refused: dict[str, str] = {}
@@ -367,7 +350,8 @@ def _draw(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[lis
 
 def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, str]]:
     stage = model.stage
-    max_new_tokens = getattr(task.evaluator, "max_new_tokens", MAX_NEW_TOKENS)
+    assert isinstance(task.evaluator, QuestionBenchmark)
+    max_new_tokens = task.evaluator.max_new_tokens
     path = model.folder / "responses" / f"{task.name}.jsonl"
     chosen = {name: value for name, value in stage.settings.options.items() if name == "precision"}
     reopen = partial(AnswerStore, path, backbone_key=stage.key, settings={"max_new_tokens": max_new_tokens} | chosen)

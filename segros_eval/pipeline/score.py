@@ -10,6 +10,7 @@ from typing import Any
 
 from segros_eval.benchmarks.base import EvalTask, Evaluator, Result, Sample, Score, Tools, World
 from segros_eval.benchmarks.folders import FolderFault, ImageFolder
+from segros_eval.benchmarks.kinds import ImageBenchmark
 from segros_eval.pipeline.keys import plain, version_of
 from segros_eval.pipeline.provenance import software
 from segros_train.errors import PrerequisiteError
@@ -60,30 +61,25 @@ def summarise(
         key: Content hash of everything that determines the numbers.
         provenance: Versions, hashes, settings, times; JSON-ready.
     """
+    from segros_eval.statistics.bootstrap import interval_estimates, point_estimates
+
+    metrics = task.evaluator.metrics
     counts = {status: sum(score.status == status for score in scores) for status in ("unparsed", "unscored")}
     return Result(
         method=method,
         backbone=backbone,
         evaluator=task.name,
-        metrics=task.evaluator.aggregate(scores),
-        intervals=task.evaluator.intervals(scores),
+        metrics=point_estimates(metrics, scores),
+        intervals=interval_estimates(metrics, scores),
         num_samples=len(scores) - counts["unscored"],
         num_unparsed=counts["unparsed"],
         num_unscored=counts["unscored"],
         seeds=tuple(seeds),
-        protocol=_protocol(task.evaluator, world),
+        protocol=task.evaluator.protocol_in(world),
         world=world,
         key=key,
         provenance=provenance,
     )
-
-
-def _protocol(evaluator: Evaluator, world: World) -> str:
-    """Return the name of the protocol; in the embedded world its reader judges, whoever does so for photographs."""
-    judged = {"judge", "mplug"} & set(getattr(evaluator, "needs", ()))
-    if world != "shapes" or not judged:
-        return evaluator.protocol
-    return f"{evaluator.protocol.partition(' judged by')[0]} judged by the reader of the embedded world"
 
 
 def windows(samples: Sequence[Sample], responses: Sequence[Any]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
@@ -153,13 +149,13 @@ def score_folder(
     Raises:
         PrerequisiteError: If the layout is unknown or not found, or data or a tool are missing.
     """
-    evaluator = task.evaluator
-    if "detector" in getattr(evaluator, "needs", ()) and tools.detector is None:
+    evaluator = _layout(task)
+    if "detector" in evaluator.needs and tools.detector is None:
         raise PrerequisiteError(
-            f"Cannot score {folder}: {task.title} needs a detector, and there was none for photographs. "
-            "Open one with segros_eval.pipeline.tools.open_tools."
+            f"Cannot score {folder}: {task.title} needs a detector, and there was none for photographs",
+            "Open one with segros_eval.pipeline.tools.open_tools.",
         )
-    found: ImageFolder = _layout(task).read_folder(folder, world, data, side_px=side_px)
+    found = evaluator.read_folder(folder, world, data, side_px=side_px)
     scores = [*_scored(evaluator, found, tools, advance), *found.unscored]
     result = summarise(
         task,
@@ -180,13 +176,13 @@ def score_folder(
     return FolderScore(result, tuple(scores), found.faults)
 
 
-def _layout(task: EvalTask) -> Any:
-    """Return an evaluator that knows folders of images.
+def _layout(task: EvalTask) -> ImageBenchmark:
+    """Return a benchmark of images.
 
     Raises:
-        PrerequisiteError: If it does not.
+        PrerequisiteError: If the task asks questions.
     """
-    if not hasattr(task.evaluator, "read_folder"):
+    if not isinstance(task.evaluator, ImageBenchmark):
         raise PrerequisiteError(f"Folders of {task.title} cannot be scored: it asks questions, it does not draw.")
     return task.evaluator
 

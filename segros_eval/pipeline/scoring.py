@@ -54,7 +54,7 @@ class Responded:
         """Model and revision of the judge it waits for; None where no server is asked."""
         if not asks_server(self.cell.task, self.stage.card.world):
             return None
-        evaluator: Any = self.cell.task.evaluator
+        evaluator = self.cell.task.evaluator
         return evaluator.judge_model, evaluator.judge_revision
 
 

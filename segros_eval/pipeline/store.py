@@ -149,11 +149,17 @@ def read_scores(path: Path) -> list[Score]:
         PrerequisiteError: If the file does not exist or holds something else.
     """
     if not path.is_file():
-        raise PrerequisiteError(f"{path} does not exist: there are no scores to read. Run the evaluation first.")
+        raise PrerequisiteError(
+            f"{path} does not exist: there are no scores to read",
+            "Run the evaluation first.",
+        )
     try:
         return [Score(**record) for record in read_jsonl(path)]
     except (TypeError, ValueError) as error:
-        raise PrerequisiteError(f"{path} is no file of scores: {error}. Score the responses again.") from error
+        raise PrerequisiteError(
+            f"{path} is no file of scores: {error}",
+            "Score the responses again.",
+        ) from error
 
 
 def result_to_json(result: Result) -> dict[str, Any]:
@@ -195,7 +201,11 @@ def read_result(path: Path) -> Result:
         return result_from_json(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise PrerequisiteError(
-            f"Cannot read the result {path}: {error.strerror}. Run the evaluation first."
+            f"Cannot read the result {path}: {error.strerror}",
+            "Run the evaluation first.",
         ) from error
     except ValueError as error:
-        raise PrerequisiteError(f"{path} is no result: {error}. Score the responses again.") from error
+        raise PrerequisiteError(
+            f"{path} is no result: {error}",
+            "Score the responses again.",
+        ) from error

@@ -6,46 +6,31 @@ or `"mplug"` (DPG-Bench's official answerer). The embedded world answers for all
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from segros_eval.benchmarks.base import EvalTask, Tools, World
-from segros_train.errors import PrerequisiteError
+from segros_eval.benchmarks.lmms_eval import missing_harness
+from segros_train.errors import PrerequisiteError, Problem
 
 if TYPE_CHECKING:
     from segros_eval.pipeline.judges import Judges
 
-__all__ = ["Lack", "asks_server", "missing_tool", "open_tools"]
+__all__ = ["asks_server", "missing_tools", "open_tools"]
 
 
-@dataclass(frozen=True)
-class Lack:
-    """A tool that is missing.
-
-    Attributes:
-        what: What was asked and what was found.
-        remedy: What to do.
-    """
-
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.what}. {self.remedy}"
-
-
-def missing_tool(task: EvalTask, world: World) -> Lack | None:
-    """Say which tool an evaluation lacks in a world, None where it has all it needs."""
+def missing_tools(task: EvalTask, world: World) -> list[Problem]:
+    """Return the tools that an evaluation lacks in a world."""
+    if task.kind == "harness":
+        return list(missing_harness())
     if world == "shapes":
-        return None
-    lacks = (_LACKS[need](task.evaluator) for need in getattr(task.evaluator, "needs", ()))
-    found = next((lack for lack in lacks if lack is not None), None)
-    return None if found is None else Lack(f"{task.title} {found.what}", found.remedy)
+        return []
+    found = [_LACKS[need](task.evaluator) for need in task.evaluator.needs]
+    return [Problem(f"{task.title} {lack.what}", lack.remedy) for lack in found if lack is not None]
 
 
 def asks_server(task: EvalTask, world: World) -> bool:
     """Say whether an evaluation is scored by a judge that may want the device for itself."""
-    return world == "photo" and "judge" in getattr(task.evaluator, "needs", ())
+    return world == "photo" and "judge" in task.evaluator.needs
 
 
 def open_tools(task: EvalTask, world: World, *, judges: Judges) -> Tools:
@@ -59,10 +44,9 @@ def open_tools(task: EvalTask, world: World, *, judges: Judges) -> Tools:
     Raises:
         PrerequisiteError: If a tool is missing, or does not pass its own test.
     """
-    lacking = missing_tool(task, world)
-    if lacking is not None:
-        raise PrerequisiteError(str(lacking))
-    needs = getattr(task.evaluator, "needs", ())
+    if lacking := missing_tools(task, world):
+        raise PrerequisiteError.of(lacking)
+    needs = task.evaluator.needs
     if world == "shapes":
         from segros_eval.shapes.judge import SceneJudge
         from segros_eval.shapes.reader import SceneReader
@@ -70,8 +54,7 @@ def open_tools(task: EvalTask, world: World, *, judges: Judges) -> Tools:
         return Tools(detector=SceneReader(), judge=SceneJudge())
     detector = _open_detector(task.evaluator) if "detector" in needs else None
     if "judge" in needs:
-        evaluator: Any = task.evaluator
-        judge = judges.open(evaluator.judge_model, revision=evaluator.judge_revision)
+        judge = judges.open(task.evaluator.judge_model, revision=task.evaluator.judge_revision)
         return Tools(detector=detector, judge=judge, close=judge.close)
     if "mplug" in needs:
         from segros_eval.benchmarks.dpgbench.mplug.answerer import open_mplug
@@ -90,34 +73,34 @@ def _open_detector(evaluator: Any) -> Any:
     return open_detector(min_score=evaluator.min_score)
 
 
-def _lacks_detector(evaluator: Any) -> Lack | None:
+def _lacks_detector(evaluator: Any) -> Problem | None:
     from segros_eval.benchmarks.geneval.detector.files import detector_files
     from segros_eval.benchmarks.geneval.detector.mmdet import missing_environment
 
     if evaluator.detector == "mmdet" and (remedy := missing_environment()):
-        return Lack("needs mmdet in an environment of its own, and there is none", remedy)
+        return Problem("needs mmdet in an environment of its own, and there is none", remedy)
     absent = next((path for path in detector_files() if not path.is_file()), None)
     if absent is None:
         return None
-    return Lack(
+    return Problem(
         f"needs a detector for photographs, and {absent} does not exist", "Get it with `segros data fetch geneval`."
     )
 
 
-def _lacks_judge(evaluator: Any) -> Lack | None:
+def _lacks_judge(evaluator: Any) -> Problem | None:
     from segros_eval.judges.vllm_server import missing_judge
 
     remedy = missing_judge(evaluator.judge_model)
-    return Lack(f"needs the judge {evaluator.judge_model}, and there is none", remedy) if remedy else None
+    return Problem(f"needs the judge {evaluator.judge_model}, and there is none", remedy) if remedy else None
 
 
-def _lacks_mplug(_: Any) -> Lack | None:
+def _lacks_mplug(_: Any) -> Problem | None:
     from segros_eval.benchmarks.dpgbench.mplug.files import missing_mplug
 
     absent = missing_mplug()
     if absent is None:
         return None
-    return Lack(
+    return Problem(
         f"needs its official answerer mPLUG, and {absent} does not exist",
         "Get it with `segros data fetch dpgbench`, or let a judge answer, which is not official: "
         "--set dpgbench.answerer=judge.",

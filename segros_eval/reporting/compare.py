@@ -6,22 +6,20 @@ share are resampled in both runs alike; a difference whose 95% interval holds 0 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from typing import Any
 
-from segros_eval.benchmarks.base import Result, Score
+from segros_eval.benchmarks.base import EvalTask, Metric, Result
+from segros_eval.benchmarks.lmms_eval import PREFIX, harness_task
 from segros_eval.pipeline.store import read_result, read_scores
-from segros_eval.reporting.paired import paired_headlines
-from segros_eval.reporting.table import MISSING, Head, Sheet, SheetCell, SheetRow, interval_text, number
-from segros_eval.statistics.bootstrap import Aggregate, Difference, macro_mean, paired_difference, pooled_mean
+from segros_eval.reporting.table import MISSING, Cell, Table, interval_text, make_table, number, signed
+from segros_eval.statistics.paired import Difference, paired_differences
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["Comparison", "Contrast", "compare_runs", "comparison_sheets"]
-
-ROUNDING = 1e-6
-ITEM_MEAN = "mean over items"
+__all__ = ["Comparison", "Contrast", "compare_runs", "comparison_table"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Contrast:
 
     Attributes:
         evaluator: Name of the evaluation.
-        metric: What is compared: the headline, the mean over items where that is no mean, or a group's mean.
+        metric: What is compared.
         difference: A minus B.
     """
 
@@ -47,7 +45,7 @@ class Contrast:
     @property
     def verdict(self) -> str:
         """Say in one sentence what the difference is worth."""
-        start = f"difference {_signed(self.difference.estimate)}"
+        start = f"difference {signed(number(self.difference.estimate))}"
         if self.difference.interval is None:
             return f"{start}: too few clusters to tell"
         words = {True: "A is higher" if self.difference.estimate > 0 else "B is higher", False: "not distinguishable"}
@@ -56,7 +54,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, every evaluation both have: the headline first, then its groups.
+    """Two runs, every evaluation both have: the headline first.
 
     Attributes:
         a: Name of run A.
@@ -71,12 +69,13 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
 
-def compare_runs(a: Path, b: Path) -> Comparison:
+def compare_runs(a: Path, b: Path, evaluators: Mapping[str, EvalTask]) -> Comparison:
     """Compare two run folders on the items that both have scored.
 
     Args:
         a: Run folder A.
         b: Run folder B.
+        evaluators: Declared evaluations by name, for their metrics.
 
     Raises:
         PrerequisiteError: If they have no evaluation in common that can be compared.
@@ -91,47 +90,59 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     notes: list[str] = []
     for evaluator in shared:
         results = [read_result(run / "evals" / evaluator / "result.json") for run in (a, b)]
-        mismatch = _mismatch(*results)
+        metrics = _metrics(results[0], evaluators)
+        mismatch = _mismatch(*results) or ("" if metrics else "no declared evaluation of this name and kind.")
         if mismatch:
             notes.append(f"{evaluator}: {mismatch}")
             continue
         scores = [read_scores(run / "evals" / evaluator / "scores.jsonl") for run in (a, b)]
         try:
-            contrasts.extend(_contrasts(results[0], scores[0], scores[1]))
+            found = paired_differences(metrics, *scores)
         except ValueError as error:
             notes.append(f"{evaluator}: {error}")
+            continue
+        contrasts += [
+            Contrast(evaluator, metric.name, found[metric.name]) for metric in metrics if metric.name in found
+        ]
+        if metrics[0].name not in found:
+            notes.append(f"{evaluator}: {metrics[0].name} has no value on the items that both have scored.")
     if not contrasts:
         raise PrerequisiteError(f"{a} and {b} cannot be compared. {' '.join(notes)}")
     return Comparison(a=a.name, b=b.name, contrasts=tuple(contrasts), notes=tuple(notes))
 
 
-def comparison_sheets(comparison: Comparison) -> tuple[Sheet, ...]:
-    """Return a comparison as one sheet.
+def _metrics(result: Result, evaluators: Mapping[str, EvalTask]) -> tuple[Metric, ...]:
+    """Return the metrics of the evaluation that made a result, under the options it was made with."""
+    if result.evaluator.startswith(PREFIX):
+        return harness_task(result.evaluator).evaluator.metrics
+    task = evaluators.get(result.evaluator)
+    made: Mapping[str, Any] = result.provenance.get("evaluator") or {}
+    if task is None or made.get("type", type(task.evaluator).__name__) != type(task.evaluator).__name__:
+        return ()
+    evaluator: Any = task.evaluator
+    fields = {field.name for field in dataclasses.fields(evaluator)}
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in made.items()}
+    changed = {name: value for name, value in options.items() if name in fields}
+    return dataclasses.replace(evaluator, **changed).metrics
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return a comparison as a table.
 
     Args:
         comparison: What to show.
     """
-    heads = (
-        "Evaluator",
-        "Metric",
-        "A − B",
-        "Items",
-        "Left out",
-        "Only A right",
-        "Only B right",
-        "McNemar p",
-        "Verdict",
-    )
-    rows = tuple(SheetRow("plain", _cells(contrast)) for contrast in comparison.contrasts)
+    numbers = ("A − B", "Items", "Left out", "Only A right", "Only B right", "McNemar p")
     estimators = {item.difference.interval.estimator for item in comparison.contrasts if item.difference.interval}
     notes = (
-        f"A: `{comparison.a}`. B: `{comparison.b}`. Differences in points, on the items both runs have scored.",
+        f"A: `{comparison.a}`. B: `{comparison.b}`. Differences on the items both runs have scored.",
         *(f"Brackets: 95% interval ({estimator})." for estimator in sorted(estimators)),
         "McNemar's test takes items for independent; where several share a prompt, trust the interval.",
         *comparison.notes,
     )
-    sheet_heads = tuple(Head(head, numeric=1 < i < 8) for i, head in enumerate(heads))
-    return (Sheet("comparison", "comparison", "Paired comparison", "", sheet_heads, rows, notes),)
+    heads = ("Evaluator", "Metric", *numbers, "Verdict")
+    rows = map(_cells, comparison.contrasts)
+    return make_table("comparison", "Paired comparison", heads, rows, numeric=numbers, notes=notes)
 
 
 def _evaluations(run: Path) -> set[str]:
@@ -151,70 +162,17 @@ def _mismatch(a: Result, b: Result) -> str:
     return ""
 
 
-def _contrasts(result: Result, a: Sequence[Score], b: Sequence[Score]) -> list[Contrast]:
-    name, aggregate = _headline(result, a)
-    unit = _unit(result)
-    whole = paired_difference(a, b, aggregate=aggregate, stratified=_nested(a), unit=unit)
-    others = paired_headlines(result, a, b)
-    found = [Contrast(result.evaluator, metric, difference) for metric, difference in others.items()]
-    found.insert(1 if result.headline in others else 0, Contrast(result.evaluator, name, whole))
-    groups = list(dict.fromkeys(score.group for score in a if score.group))
-    if len(groups) < 2:
-        return found
-    for group in groups:
-        of_a, of_b = ([score for score in scores if score.group == group] for scores in (a, b))
-        if _share_scored(of_a, of_b):
-            found.append(Contrast(result.evaluator, group, paired_difference(of_a, of_b, unit=unit)))
-    return found
-
-
-def _nested(scores: Sequence[Score]) -> bool:
-    """Tell whether no cluster lies in two groups, so that groups can be resampled apart."""
-    pairs = {(score.cluster_id, score.group) for score in scores}
-    return len(pairs) == len({cluster for cluster, _ in pairs})
-
-
-def _unit(result: Result) -> str:
-    """Return what the evaluator's own intervals call a cluster."""
-    estimators = [interval.estimator for interval in result.intervals.values() if "-clustered" in interval.estimator]
-    return estimators[0].partition("-clustered")[0] if estimators else "cluster"
-
-
-def _headline(result: Result, scores: Sequence[Score]) -> tuple[str, Aggregate]:
-    """Return the mean that reproduces the run's headline; the mean over items where none does (an F1, a total)."""
-    printed = result.metrics[result.headline]
-    groups: dict[str, list[float]] = {}
-    for score in scores:
-        if score.value is not None:
-            groups.setdefault(score.group, []).append(100 * score.value)
-    if printed is None or not groups:
-        return ITEM_MEAN, pooled_mean
-    if abs(fmean(map(fmean, groups.values())) - printed) < ROUNDING:
-        return result.headline, macro_mean
-    pooled = fmean(value for values in groups.values() for value in values)
-    return (result.headline if abs(pooled - printed) < ROUNDING else ITEM_MEAN), pooled_mean
-
-
-def _share_scored(a: Sequence[Score], b: Sequence[Score]) -> bool:
-    scored = [{score.item_id for score in scores if score.value is not None} for scores in (a, b)]
-    return bool(scored[0] & scored[1])
-
-
-def _cells(contrast: Contrast) -> tuple[SheetCell, ...]:
+def _cells(contrast: Contrast) -> tuple[Cell, ...]:
     difference = contrast.difference
     detail = interval_text(difference.interval) if difference.interval else ""
     tone = {True: "good" if difference.estimate > 0 else "bad"}.get(bool(contrast.distinguishable), "")
     counts = (difference.num_items, difference.num_left_out, difference.only_a, difference.only_b)
     p = MISSING if difference.mcnemar_p is None else f"{difference.mcnemar_p:.3g}"
     return (
-        SheetCell(contrast.evaluator),
-        SheetCell(contrast.metric),
-        SheetCell(_signed(difference.estimate), detail, sort=difference.estimate),
-        *(SheetCell(MISSING if count is None else str(count), sort=count) for count in counts),
-        SheetCell(p, sort=difference.mcnemar_p),
-        SheetCell(contrast.verdict, tone=tone),
+        Cell(contrast.evaluator),
+        Cell(contrast.metric),
+        Cell(signed(number(difference.estimate)), detail, sort=difference.estimate),
+        *(Cell(MISSING if count is None else str(count), sort=count) for count in counts),
+        Cell(p, sort=difference.mcnemar_p),
+        Cell(contrast.verdict, tone=tone),
     )
-
-
-def _signed(value: float) -> str:
-    return number(value).replace("-", "−")

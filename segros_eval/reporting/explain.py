@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from segros_train.draws import Draws
 from segros_train.errors import PrerequisiteError
 from segros_train.masking import indices_to_mask
 from segros_train.methods.grounding import GroundingMap, GroundingOptions, grounding
@@ -74,22 +75,16 @@ def explain(backbone: Backbone, image: Image.Image, caption: str, method: Method
             f"Cannot explain {type(method).__name__}: it has no grounding map. Choose a method that has one (segros)."
         )
     crop = backbone.image_transform("generation")(image.convert("RGB"), torch.Generator().manual_seed(seed))
-    seen = backbone.embed(GenerationBatch(crop.unsqueeze(0), (caption,), ("explain",)))
+    seen = backbone.embed(backbone.encode(GenerationBatch(crop.unsqueeze(0), (caption,), ("explain",))))
     if not seen.text_valid.any():
         raise PrerequisiteError(f"The caption {caption!r} has no token. Give a caption that says what the image shows.")
-    rng = torch.Generator(device=seen.image.device).manual_seed(seed)
-    ratio = backbone.masking_ratio(1, rng)
-    state = rng.get_state()
-    ranking = grounding(seen, method, rng=rng)
-    # The method draws its map again; from the same state it is the same map.
-    rng.set_state(state)
-    supervision = method.supervise(seen, ratio, rng)
+    draws = Draws(seed, 0, (0,))
     return render_explanation(
         _to_image(crop),
         backbone.caption_tokens(caption),
         seen=seen,
-        ranking=ranking,
-        supervision=supervision,
+        ranking=grounding(seen, method, draws=draws),
+        supervision=method.supervise(seen, backbone.masking_ratio(draws), draws),
         title=f"{type(method).__name__} on {backbone.card.title}",
     )
 

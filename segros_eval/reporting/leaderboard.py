@@ -1,4 +1,4 @@
-"""Leaderboards: measured results beside published numbers, in the published tables' structure.
+"""Leaderboards: measured results beside published numbers.
 
 Results are read from run folders and from `leaderboards/results`; the Markdown pages below
 `leaderboards/` and the table in the README are rendered from the latter alone, so that a page can be
@@ -7,18 +7,24 @@ checked against the committed files.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+import pandas as pd
 
 from segros_eval.benchmarks.base import Result
 from segros_eval.pipeline.store import read_result, write_result
-from segros_eval.reporting.formats import render_csv, render_html, render_json, render_markdown, sheet_markdown
-from segros_eval.reporting.measured import PUBLISHED_WORLD, build_standings
+from segros_eval.reporting.html import render_page
+from segros_eval.reporting.latex import render_latex
+from segros_eval.reporting.layout import layout
+from segros_eval.reporting.markdown import render_markdown, table_markdown
 from segros_eval.reporting.published import Reference, load_reference
-from segros_eval.reporting.table import Sheet, sheets_of
+from segros_eval.reporting.rows import PUBLISHED_WORLD, FilledTable, filled_tables, value_frame
+from segros_eval.reporting.table import Table
 from segros_train.errors import PrerequisiteError
 from segros_train.files import write_text
 
@@ -33,7 +39,7 @@ __all__ = [
     "write_rendered",
 ]
 
-Format = Literal["md", "html", "csv", "json"]
+Format = Literal["md", "html", "csv", "json", "latex"]
 
 BEGIN = "<!-- leaderboard:begin -->"
 END = "<!-- leaderboard:end -->"
@@ -75,16 +81,39 @@ def render(results: Iterable[Result], reference: Reference, *, fmt: Format) -> s
     Raises:
         ValueError: If the format is unknown.
     """
-    standings = build_standings(results, reference)
-    if fmt == "md":
-        return render_markdown(standings)
-    if fmt == "html":
-        return render_html(standings)
-    if fmt == "csv":
-        return render_csv(standings)
-    if fmt == "json":
-        return render_json(standings)
-    raise ValueError(f"Unknown format {fmt!r}: md, html, csv or json.")
+    filled = filled_tables(results, reference)
+    match fmt:
+        case "md":
+            return render_markdown(layout(filled, reference))
+        case "html":
+            return _html(filled, reference)
+        case "latex":
+            return render_latex(table for table in layout(filled, reference) if not table.auxiliary)
+        case "csv":
+            return value_frame(filled).to_csv(index=False)
+        case "json":
+            return _json(filled, reference)
+    raise ValueError(f"Unknown format {fmt!r}: {', '.join(get_args(Format))}.")
+
+
+def _html(filled: Sequence[FilledTable], reference: Reference) -> str:
+    measured = {(row.backbone, row.method) for table in filled for row in table.rows if row.source == "measured"}
+    lead = (
+        f"{len(measured)} measured models beside the numbers of “{reference.paper}”. "
+        "Published rows are grey. Click a head to sort; point at a value for its interval."
+    )
+    return render_page("SeGroS leaderboard", lead=lead, parts=layout(filled, reference))
+
+
+def _json(filled: Sequence[FilledTable], reference: Reference) -> str:
+    """Return the values as one document, with the known contradictions in print; what says nothing is left out."""
+    cells = [
+        {name: value for name, value in record.items() if pd.notna(value) and value is not False}
+        for record in value_frame(filled).astype(object).to_dict("records")
+    ]
+    inconsistencies = [vars(entry) for entry in reference.inconsistencies]
+    document = {"paper": reference.paper, "cells": cells, "inconsistencies": inconsistencies}
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def render_summary(
@@ -97,8 +126,8 @@ def render_summary(
         reference: Published numbers.
         published: Backbones whose printed rows are shown.
     """
-    sheets = _sheets(results, reference, table="generation", published=published)
-    return "\n\n".join(sheet_markdown(sheet, level=3) for sheet in sheets if not sheet.auxiliary) + "\n"
+    tables = _one_table(results, reference, table="generation", published=published)
+    return "\n\n".join(table_markdown(table, level=3) for table in tables if not table.auxiliary) + "\n"
 
 
 def render_paper_table(
@@ -117,9 +146,8 @@ def render_paper_table(
     """
     families = tuple(name.removesuffix("-tiny") for name in backbones)
     printed = {row.backbone for row in reference.table(table).rows if row.backbone.startswith(families)}
-    sheets = _sheets(results, reference, table=table, published=tuple(printed), measured=backbones)
-    shown = [sheet for sheet in sheets if not sheet.auxiliary or sheet.name.endswith("-agreement")]
-    return "\n\n".join(map(sheet_markdown, shown)) + "\n"
+    tables = _one_table(results, reference, table=table, published=tuple(printed), measured=backbones)
+    return render_markdown(one for one in tables if not one.auxiliary or one.name.endswith("-agreement"))
 
 
 def publish_results(results: Iterable[Result], folder: Path) -> list[Path]:
@@ -166,39 +194,38 @@ def _result_files(folder: Path) -> Iterable[Path]:
     return {*folder.glob("**/evals/*/result.json"), *folder.glob("result.json"), *published}
 
 
-def _sheets(
+def _one_table(
     results: Iterable[Result],
     reference: Reference,
     *,
     table: str,
     published: Sequence[str] = (),
     measured: Sequence[str] = (),
-) -> tuple[Sheet, ...]:
-    """Return the sheets of one table, with the rows of some backbones; none named stands for all."""
+) -> tuple[Table, ...]:
+    """Lay out one table, with the rows of some backbones; none named stands for all."""
     names = {"published": published, "measured": measured}
-    standings = build_standings(results, reference)
     chosen = [
         replace(one, rows=tuple(row for row in one.rows if not names[row.source] or row.backbone in names[row.source]))
-        for one in standings.tables
-        if one.published.name == table
+        for one in filled_tables(results, reference)
+        if one.structure.name == table
     ]
     # The embedded world first: it is what a reader of a README can remake at once.
     chosen.sort(key=lambda one: one.world == PUBLISHED_WORLD)
-    agreements = tuple(one for one in standings.agreements if not measured or one.row.backbone in measured)
-    return sheets_of(replace(standings, tables=tuple(one for one in chosen if one.rows), agreements=agreements))
+    return layout([one for one in chosen if one.rows], reference)
 
 
 def _stale(folder: Path) -> dict[Path, str]:
     """Return the files whose text is not what the committed results render to, with the right text."""
     reference = load_reference(folder / "reference" / "segros.json")
-    standings = build_standings(load_results(folder / "results"), reference)
+    results = load_results(folder / "results")
+    tables = layout(filled_tables(results, reference), reference)
     wanted = {}
-    for page in dict.fromkeys(table.page for table in reference.tables):
-        body = render_markdown(standings, page=page)
+    for page in dict.fromkeys((*(table.page for table in reference.tables), *(table.page for table in tables))):
+        body = render_markdown(table for table in tables if table.page == page)
         wanted[folder / f"{page}.md"] = f"{RENDERED}\n\n# {page.capitalize()}\n\n{body}"
     readme = folder.parent / "README.md"
     if readme.exists() and BEGIN in (text := readme.read_text(encoding="utf-8")):
-        wanted[readme] = _embedded(text, render_summary(standings.results, reference), readme)
+        wanted[readme] = _embedded(text, render_summary(results, reference), readme)
     return {path: text for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text}
 
 

@@ -16,10 +16,12 @@ from segros_eval.benchmarks.base import Result, Score
 from segros_eval.benchmarks.images import UnreadableImageError, read_image
 from segros_eval.pipeline.items import NUM_TILES
 from segros_eval.pipeline.store import read_result, read_scores
-from segros_eval.reporting import html
-from segros_eval.reporting.compare import Comparison, compare_runs, comparison_sheets
-from segros_eval.reporting.formats import sheet_markdown
-from segros_eval.reporting.table import Head, Sheet, SheetCell, SheetRow, interval_text, number
+from segros_eval.reporting.compare import Comparison, compare_runs, comparison_table
+from segros_eval.reporting.html import Curve, Facts, Tiles, render_page
+from segros_eval.reporting.layout import value_cell
+from segros_eval.reporting.markdown import render_markdown, table_markdown
+from segros_eval.reporting.rows import Value
+from segros_eval.reporting.table import Cell, Table, interval_text, make_table, number
 from segros_train.errors import PrerequisiteError
 from segros_train.files import read_jsonl
 
@@ -47,13 +49,12 @@ def render_comparison(comparison: Comparison, *, fmt: Literal["md", "html"] = "m
         comparison: What to show.
         fmt: Format of the text.
     """
-    sheets = comparison_sheets(comparison)
+    table = comparison_table(comparison)
     headline = comparison.contrasts[0]
     lead = f"{headline.evaluator} {headline.metric}: {headline.verdict}."
     if fmt == "md":
-        return "\n\n".join([lead, *map(sheet_markdown, sheets)]) + "\n"
-    title = f"{comparison.a} against {comparison.b}"
-    return html.document(title, lead=lead, sections=map(html.section, sheets))
+        return f"{lead}\n\n{render_markdown([table])}"
+    return render_page(f"{comparison.a} against {comparison.b}", lead=lead, parts=[table])
 
 
 def render_report(run: Path, *, fmt: Literal["html", "md"] = "html") -> str:
@@ -68,21 +69,19 @@ def render_report(run: Path, *, fmt: Literal["html", "md"] = "html") -> str:
     """
     plan = _plan(run)
     evaluations = [_evaluation(path.parent) for path in sorted(run.glob("evals/*/result.json"))]
-    sheets = [sheet for one in evaluations for sheet in _sheets(one)]
+    tables = [table for one in evaluations for table in _tables(one)]
     settings = _facts(plan)
     lead = " ".join(_headline(one.result) for one in evaluations) or "No evaluation has finished in this run yet."
     if fmt == "md":
         lines = "\n".join(f"- {name}: `{value}`" for name, value in settings.items())
-        parts = [f"# {run.name}", lead, *map(sheet_markdown, sheets), f"## Settings\n\n{lines}"]
-        return "\n\n".join(parts) + "\n"
-    sections = [
-        *map(html.section, sheets),
-        *_pictures(run, evaluations),
-        *_training(run),
-        *(_provenance(one.result) for one in evaluations),
-        html.titled("settings", "Settings", html.facts(settings)),
-    ]
-    return html.document(run.name, lead=lead, sections=sections)
+        texts = [f"# {run.name}", lead, *map(table_markdown, tables), f"## Settings\n\n{lines}"]
+        return "\n\n".join(texts) + "\n"
+    parts: list[Table | Facts | Tiles | Curve] = [*tables, *_pictures(run, evaluations), *_training(run)]
+    for one in evaluations:
+        facts = {"key": one.result.key, **_facts(one.result.provenance)}
+        name = one.result.evaluator
+        parts.append(Facts(f"{name}-provenance", f"{name}: provenance", facts))
+    return render_page(run.name, lead=lead, parts=[*parts, Facts("settings", "Settings", settings)])
 
 
 def _plan(run: Path) -> Mapping[str, Any]:
@@ -114,36 +113,32 @@ def _headline(result: Result) -> str:
     return f"{result.evaluator} {result.headline} {shown}{reach} ({world}{subset})."
 
 
-def _sheets(one: Evaluation) -> Iterator[Sheet]:
+def _tables(one: Evaluation) -> Iterator[Table]:
     result = one.result
     rows = []
     for metric, value in result.metrics.items():
         interval = result.intervals.get(metric)
-        cell = SheetCell("unscored", tone="bad") if value is None else SheetCell(number(value), sort=value)
-        brackets, how = (interval_text(interval), interval.estimator) if interval else ("–", "–")
-        rows.append(SheetRow("plain", (SheetCell(metric), cell, SheetCell(brackets), SheetCell(how))))
-    heads = (Head("Metric"), Head("Value", numeric=True), Head("95% interval", numeric=True), Head("Estimator"))
+        cell = value_cell(Value(value, unscored=value is None))
+        rows.append((metric, cell, *((interval_text(interval), interval.estimator) if interval else ("–", "–"))))
+    heads = ("Metric", "Value", "95% interval", "Estimator")
     counts = f"{result.num_samples} scored, {result.num_unparsed} unparsed, {result.num_unscored} unscored items."
     notes = (counts, f"Protocol `{result.protocol}`, world `{result.world}`, seeds {list(result.seeds)}.")
     name = result.evaluator
-    yield Sheet(f"{name}-metrics-{result.world}", "report", f"{name}: metrics", "", heads, tuple(rows), notes)
+    yield make_table(f"{name}-metrics", f"{name}: metrics", heads, rows, numeric=heads[1:3], notes=notes)
     yield from _failures(one)
 
 
-def _failures(one: Evaluation) -> Iterator[Sheet]:
+def _failures(one: Evaluation) -> Iterator[Table]:
     """Count what failed by kind, group and reason, most frequent first."""
     wrong = Counter((_state(s), s.group, s.reason or "no reason given") for s in one.scores if _is_wrong(s))
     if not wrong:
         return
-    rows = tuple(
-        SheetRow("plain", (SheetCell(str(n), sort=n), *map(SheetCell, entry)))
-        for entry, n in wrong.most_common(NUM_REASONS)
-    )
+    rows = [(Cell(str(n), sort=n), *entry) for entry, n in wrong.most_common(NUM_REASONS)]
     left = len(wrong) - len(rows)
     notes = (f"{left} rarer reasons are left out.",) if left > 0 else ()
-    heads = (Head("Items", numeric=True), Head("What"), Head("Group"), Head("Reason"))
+    heads = ("Items", "What", "Group", "Reason")
     name = one.result.evaluator
-    yield Sheet(f"{name}-failures-{one.result.world}", "report", f"{name}: what failed", "", heads, rows, notes)
+    yield make_table(f"{name}-failures", f"{name}: what failed", heads, rows, numeric=heads[:1], notes=notes)
 
 
 def _state(score: Score) -> str:
@@ -154,7 +149,7 @@ def _is_wrong(score: Score) -> bool:
     return score.value is None or score.value <= 0 or score.status == "unparsed"
 
 
-def _pictures(run: Path, evaluations: Sequence[Evaluation]) -> Iterator[tuple[str, str, str]]:
+def _pictures(run: Path, evaluations: Sequence[Evaluation]) -> Iterator[Tiles]:
     for one in evaluations:
         folder = run / "evals" / one.result.evaluator
         shown = [score for score in one.scores if one.items.get(score.item_id, {}).get("image")]
@@ -165,7 +160,7 @@ def _pictures(run: Path, evaluations: Sequence[Evaluation]) -> Iterator[tuple[st
         for title, chosen in (("random items", drawn), ("worst items", _worst(shown))):
             tiles = [_tile(folder, score, one.items[score.item_id]) for score in chosen]
             name = one.result.evaluator
-            yield html.titled(f"{name}-{title.split()[0]}", f"{name}: {title}", html.tiles(tiles))
+            yield Tiles(f"{name}-{title.split()[0]}", f"{name}: {title}", tiles)
 
 
 def _worst(scores: Sequence[Score]) -> list[Score]:
@@ -198,20 +193,13 @@ def _data_uri(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _training(run: Path) -> Iterator[tuple[str, str, str]]:
+def _training(run: Path) -> Iterator[Curve]:
     lines = [entry for entry in read_jsonl(run / "train" / "metrics.jsonl") if isinstance(entry, dict)]
     for field, title in (("t2i_loss", "text-to-image loss"), ("i2t_loss", "image-to-text loss")):
         points = [(entry["step"], entry[field]) for entry in lines if entry.get(field) is not None]
         if len(points) > 1:
             xs, ys = zip(*points, strict=True)
-            chart = html.curve(xs, ys, x_title="optimizer steps", y_title=title)
-            yield html.titled(f"training-{field}", f"Training: {title}", chart)
-
-
-def _provenance(result: Result) -> tuple[str, str, str]:
-    values = {"key": result.key, **_facts(result.provenance)}
-    name = result.evaluator
-    return html.titled(f"{name}-provenance", f"{name}: provenance", html.facts(values))
+            yield Curve(f"training-{field}", f"Training: {title}", xs, ys, "optimizer steps", title)
 
 
 def _facts(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

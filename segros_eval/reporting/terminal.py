@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from segros_eval.benchmarks.base import Result
 from segros_eval.pipeline.plan import RunPlan
-from segros_eval.pipeline.preflight import GIB, Cost, Problem, estimate
+from segros_eval.pipeline.preflight import GIB, Cost, estimate
 from segros_eval.pipeline.runner import Outcome
-from segros_eval.reporting.measured import data_of, is_subset
+from segros_eval.reporting.layout import value_cell
 from segros_eval.reporting.published import Column, PublishedRow, Reference
+from segros_eval.reporting.rows import Value, data_of, is_subset, measured_value, own_columns
+from segros_eval.reporting.table import MISSING, Cell, Head, Table, make_table
+from segros_train.errors import Problem
 
 __all__ = ["show_outcomes", "show_plan", "show_problems", "show_result"]
 
 WORLDS = {"photo": "photographs", "shapes": "the embedded world of shapes"}
-MISSING = "–"
 WIDE = 1000
 """More characters than any table takes."""
 
@@ -28,7 +30,7 @@ WIDE = 1000
 class _Fitted:
     """The first of several tables that is not wider than the terminal, else the last."""
 
-    def __init__(self, *tables: Table) -> None:
+    def __init__(self, *tables: RichTable) -> None:
         self.tables = tables
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -42,7 +44,7 @@ class _Fitted:
 
 def show_plan(plan: RunPlan) -> RenderableType:
     """Return a plan as a table: one row per model, with what it takes."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("Method", "Backbone"):
         table.add_column(name, no_wrap=True)
     for name in ("Seed", "Updates", "Micro-steps", "Samples", "Items", "Disk"):
@@ -57,6 +59,8 @@ def show_plan(plan: RunPlan) -> RenderableType:
     disk = ("at least " if unknown else "about ") + _size(sum(cost.disk_bytes or 0 for cost in costs))
     facts = f"Evaluations: {', '.join(dict.fromkeys(cells)) or 'none'}. "
     facts += f"{_counted(len(plan.stages), 'model')}, {_counted(len(cells), 'cell')}, {disk} on disk."
+    for name in dict.fromkeys(stage.latents for stage in plan.stages if stage.latents):
+        facts += f" Images are read from the latent cache {name}."
     if any(None in cost.num_responses for cost in costs):
         facts += " Items marked ? need data that is missing."
     return Group(table, Text(facts, style="dim"))
@@ -91,121 +95,112 @@ def show_problems(problems: Sequence[Problem]) -> RenderableType:
 
 def show_outcomes(outcomes: Sequence[Outcome], reference: Reference) -> RenderableType:
     """Return the numbers, one table per evaluation and world, in the structure of the paper."""
+    groups: dict[tuple[str, str], list[tuple[Outcome, Result]]] = {}
+    for outcome in outcomes:
+        if outcome.result is not None:
+            groups.setdefault((outcome.result.evaluator, outcome.result.world), []).append((outcome, outcome.result))
     parts: list[RenderableType] = []
-    scored = [outcome for outcome in outcomes if outcome.result is not None]
-    groups = dict.fromkeys((outcome.result.evaluator, outcome.result.world) for outcome in scored if outcome.result)
-    for evaluator, world in groups:
-        group = [
-            outcome
-            for outcome in scored
-            if outcome.result and (outcome.result.evaluator, outcome.result.world) == (evaluator, world)
-        ]
-        parts += [_results_tables(group, reference), *_notes([one.result for one in group if one.result])]
-    failed = [outcome for outcome in outcomes if outcome.failure]
-    for outcome in failed:
-        what = f"{outcome.stage.folder}, {outcome.cell.task.name}" if outcome.cell else outcome.stage.folder
-        parts.append(Text.assemble(("failed  ", "bold red"), f"{what}: {outcome.failure}"))
+    for group in groups.values():
+        parts += [_shown(_outcome_table(group, reference)), Text(_about([result for _, result in group]), style="dim")]
+    for outcome in outcomes:
+        if outcome.failure:
+            what = f"{outcome.stage.folder}, {outcome.cell.task.name}" if outcome.cell else outcome.stage.folder
+            parts.append(Text.assemble(("failed  ", "bold red"), f"{what}: {outcome.failure}"))
     return Group(*parts)
 
 
 def show_result(result: Result, title: str, reference: Reference) -> RenderableType:
     """Return the numbers of one evaluation of something segros did not draw itself."""
-
-    def table(columns: Sequence[Column]) -> Table:
-        frame = _frame(f"{title} of {result.backbone}", (), columns, headline=result.headline)
-        frame.add_row(*_measured(result, columns))
-        return frame
-
-    return Group(_fitted(table, _columns(result, reference), result.headline), *_notes([result]))
+    columns = _columns([result], reference)
+    heads = [*_heads(columns, result.headline), *COUNTS]
+    table = make_table("result", f"{title} of {result.backbone}", heads, [tuple(_measured(result, columns))])
+    return Group(_shown(table), Text(_about([result]), style="dim"))
 
 
-def _frame(title: str, lead: Sequence[str], columns: Sequence[Column], *, headline: str) -> Table:
-    """Return an empty table whose columns keep their width."""
-    table = Table(
-        title=title,
+def _outcome_table(group: Sequence[tuple[Outcome, Result]], reference: Reference) -> Table:
+    results = [result for _, result in group]
+    columns, first = _columns(results, reference), group[0][0]
+    many_backbones, many_seeds = (len({getattr(one, what) for one in results}) > 1 for what in ("backbone", "seeds"))
+    title = first.cell.task.title if first.cell else ""
+    rows: list[tuple[str | Cell, ...]] = []
+    kinds = []
+    for outcome, result in group:
+        seeds = f", seed {', '.join(map(str, result.seeds))}" if many_seeds else ""
+        who = [outcome.stage.card.title] if many_backbones else []
+        rows.append((*who, f"{outcome.stage.task.title}{seeds}", *_measured(result, columns)))
+        kinds.append("measured")
+        for row in _printed(result, reference):
+            values = [value_cell(Value(row.cells[column.key].value)) for column in columns]
+            rows.append((*["" for _ in who], "  published", *values, "", ""))
+            kinds.append("published")
+    lead = ["UMM"] if many_backbones else []
+    heads = [*(Head("", name) for name in (*lead, "Method")), *_heads(columns, results[0].headline), *COUNTS]
+    return make_table("outcome", title if lead else f"{title} of {first.stage.card.title}", heads, rows, kinds=kinds)
+
+
+COUNTS = (Head("", "n", True), Head("", "Unscored", True))
+
+
+def _heads(columns: Sequence[Column], headline: str) -> list[Head]:
+    """Return heads of values; the headline's, which has its interval beside it, is marked by its group."""
+    return [
+        Head("headline", f"{column.title} [95%]", True) if column.metric == headline else Head("", column.title, True)
+        for column in columns
+    ]
+
+
+def _shown(table: Table) -> RenderableType:
+    """Return a table in full, or without the values beside its headline where the terminal is too narrow for that."""
+    heads = table.heads
+    short = [place for place, head in enumerate(heads) if head.group or not head.numeric or head in COUNTS]
+    if not any(head.group for head in heads) or len(short) == len(heads):
+        return _rich(table, range(len(heads)))
+    narrow = _rich(table, short)
+    narrow.caption = "Other columns need a wider terminal."
+    narrow.caption_justify = "left"
+    return _Fitted(_rich(table, range(len(heads))), narrow)
+
+
+def _rich(table: Table, places: Sequence[int]) -> RichTable:
+    """Return some columns of a table, which keep their width."""
+    shown = RichTable(
+        title=table.title,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
         title_style="bold",
         title_justify="left",
     )
-    for name in lead:
-        table.add_column(name, min_width=10, no_wrap=True)
-    for column in columns:
-        name = f"{column.title} [95%]" if column.metric == headline else column.title
-        table.add_column(Text(name), justify="right", no_wrap=True)
-    for name in ("n", "Unscored"):
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+    for head in (table.heads[place] for place in places):
+        justify: Literal["left", "right"] = "right" if head.numeric else "left"
+        shown.add_column(Text(head.text), justify=justify, no_wrap=True, min_width=None if head.numeric else 10)
+    for kind, cells in table.rows:
+        texts = [
+            Text.assemble((cell.text, "bold"), f" {cell.detail}")
+            if cell.detail
+            else Text(cell.text, style="bold red" if cell.tone == "bad" else "")
+            for cell in (cells[place] for place in places)
+        ]
+        shown.add_row(*texts, style="dim italic" if kind == "published" else None)
+    return shown
 
 
-def _fitted(table: Callable[[Sequence[Column]], Table], columns: Sequence[Column], headline: str) -> RenderableType:
-    """Return a table of every column, or of the headline alone where the terminal is too narrow for that."""
-    kept = [column for column in columns if column.metric == headline]
-    if not kept or len(kept) == len(columns):
-        return table(columns)
-    short = table(kept)
-    short.caption = "Other columns need a wider terminal."
-    short.caption_justify = "left"
-    return _Fitted(table(columns), short)
-
-
-def _results_tables(outcomes: Sequence[Outcome], reference: Reference) -> RenderableType:
-    first = next(outcome.result for outcome in outcomes if outcome.result is not None)
-    table = partial(_results_table, outcomes, reference)
-    return _fitted(table, _columns(first, reference), first.headline)
-
-
-def _results_table(outcomes: Sequence[Outcome], reference: Reference, columns: Sequence[Column]) -> Table:
-    results = [outcome.result for outcome in outcomes if outcome.result is not None]
-    many_backbones = len({result.backbone for result in results}) > 1
-    many_seeds = len({result.seeds for result in results}) > 1
-    first = outcomes[0]
-    title = first.cell.task.title if first.cell else ""
-    table = _frame(
-        title if many_backbones else f"{title} of {first.stage.card.title}",
-        ("Method",),
-        columns,
-        headline=results[0].headline,
-    )
-    shown = None
-    for outcome, result in zip(outcomes, results, strict=True):
-        if many_backbones and result.backbone != shown:
-            table.add_section()
-            table.add_row(outcome.stage.card.title, style="bold")
-            shown = result.backbone
-        seeds = f", seed {', '.join(map(str, result.seeds))}" if many_seeds else ""
-        table.add_row(f"{outcome.stage.task.title}{seeds}", *_measured(result, columns))
-        for row in _printed(result, reference):
-            cells = [_number(row.cells[column.key].value) for column in columns]
-            table.add_row("  published", *cells, "", "", style="dim italic")
-    return table
-
-
-def _columns(result: Result, reference: Reference) -> list[Column]:
-    """Return the paper's columns of an evaluation; all metrics where the paper has none."""
+def _columns(results: Sequence[Result], reference: Reference) -> list[Column]:
+    """Return the paper's columns of an evaluation, as far as anything was asked; its own where the paper has none."""
     printed = [
         column
         for table in reference.tables
         if table.name in ("generation", "understanding")
         for column in table.columns
-        if column.evaluator == result.evaluator and column.metric in result.metrics
+        if column.evaluator == results[0].evaluator and any(column.metric in result.metrics for result in results)
     ]
-    return printed or [Column(key=f"{result.evaluator}/{name}", title=name) for name in result.metrics]
+    return printed or list(own_columns(results))
 
 
-def _measured(result: Result, columns: Sequence[Column]) -> Iterator[Text]:
-    for column in columns:
-        value = _number(result.metrics[column.metric])
-        interval = result.intervals.get(column.metric)
-        if column.metric != result.headline:
-            yield Text(value)
-        elif interval is None:
-            yield Text(value, style="bold")
-        else:
-            yield Text.assemble((value, "bold"), f" [{interval.low:.1f}, {interval.high:.1f}]")
-    yield Text(f"{result.num_samples:,}")
-    yield Text(f"{result.num_unscored:,}", style="bold red" if result.num_unscored else "")
+def _measured(result: Result, columns: Sequence[Column]) -> Iterator[Cell]:
+    yield from (value_cell(measured_value(result, column)) for column in columns)
+    yield Cell(f"{result.num_samples:,}")
+    yield Cell(f"{result.num_unscored:,}", tone="bad" if result.num_unscored else "")
 
 
 def _printed(result: Result, reference: Reference) -> list[PublishedRow]:
@@ -223,11 +218,7 @@ def _printed(result: Result, reference: Reference) -> list[PublishedRow]:
     ]
 
 
-def _number(value: float | str | None) -> str:
-    return f"{value:.1f}" if isinstance(value, (int, float)) else value or MISSING
-
-
-def _notes(results: Sequence[Result]) -> Iterator[Text]:
+def _about(results: Sequence[Result]) -> str:
     first = results[0]
     about = f"World: {WORLDS[first.world]}. Protocol: {first.protocol}."
     estimators = dict.fromkeys(
@@ -239,4 +230,4 @@ def _notes(results: Sequence[Result]) -> Iterator[Text]:
         about += " Not comparable with published numbers."
     if any(is_subset(result) for result in results):
         about += f" A subset: {first.provenance.get('limit')} prompts."
-    yield Text(about, style="dim")
+    return about

@@ -1,11 +1,9 @@
-"""Uncertainty of questions that share a picture: standard errors of means, and the bootstrap of counts.
+"""Uncertainty of a mean over questions that share a picture: its standard error.
 
 Answers about one picture are right and wrong together. With d_i the deviation of answer i from the mean of n answers
 and s their standard deviation, the clustered standard error of a mean adds the products within pictures:
 
     SE^2 = s^2 / n  +  (1 / n^2)  sum over pictures c of  sum over i != j in c of  d_i d_j.
-
-A number that is no mean (F1, a precision) is a function of counts; pictures are resampled and the counts summed anew.
 
 Source: E. Miller, "Adding error bars to evals", 2024, equation 4, with s over n - 1 as lmms-eval@75571cf computes it.
 """
@@ -13,15 +11,15 @@ Source: E. Miller, "Adding error bars to evals", 2024, equation 4, with s over n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import stdtrit
+from scipy.stats import binomtest
 
 from segros_eval.benchmarks.base import Interval, Score
-from segros_eval.statistics.bootstrap import REPLICATES, Floats, can_vary, draw_weights, wilson_interval
 
-__all__ = ["bootstrap_counts", "clustered_interval", "clustered_stderr", "group_intervals", "mean_stderr", "scaled"]
+__all__ = ["agreed", "clustered_interval", "clustered_stderr", "mean_stderr"]
 
 
 def mean_stderr(values: Sequence[float]) -> float:
@@ -60,52 +58,18 @@ def clustered_interval(scores: Sequence[Score], *, unit: str = "image") -> Inter
     values = [value for value, _ in known]
     mean = math.fsum(values) / len(values)
     if mean in (0.0, 1.0):
-        low, high = wilson_interval(num_clusters * mean, num_clusters)
-        return Interval(100 * low, 100 * high, f"Wilson, {num_clusters} {unit}s that all agree")
+        return agreed(mean, num_clusters, unit=unit)
     reach = float(stdtrit(num_clusters - 1, 0.975)) * clustered_stderr(values, [cluster for _, cluster in known])
     return Interval(100 * max(0.0, mean - reach), 100 * min(1.0, mean + reach), f"{unit}-clustered standard error")
 
 
-def group_intervals(scores: Sequence[Score], *, unit: str = "image") -> dict[str, Interval]:
-    """Estimate the interval of every group's mean; see `clustered_interval`."""
-    groups: dict[str, list[Score]] = {}
-    for score in scores:
-        groups.setdefault(score.group, []).append(score)
-    found = {group: clustered_interval(members, unit=unit) for group, members in groups.items()}
-    return {group: interval for group, interval in found.items() if interval is not None}
-
-
-def bootstrap_counts(
-    counts: Mapping[str, Mapping[str, float]], *, seed: int = 0, replicates: int = REPLICATES
-) -> dict[str, Floats]:
-    """Resample clusters and return the sum of each count in every replicate; empty where nothing can vary.
-
-    Clusters that fill the same counters' categories are resampled among themselves: the part of a counter's name
-    before its first `/` is its category. So every replicate has as many clusters of each kind as the data.
+def agreed(share: float, num_clusters: int, *, unit: str) -> Interval:
+    """Return the 95% Wilson interval, in percent, of clusters that all agree.
 
     Args:
-        counts: Counts by cluster and by counter, e.g. `"popular/yes/no"`.
-        seed: Seed of the resampling.
-        replicates: Number of replicates.
-
-    Returns:
-        An array of length `replicates` by counter.
+        share: What they agree on, 0 or 1.
+        num_clusters: Their number.
+        unit: What a cluster is, for the estimator's name.
     """
-    clusters = sorted(counts)
-    names = sorted({name for row in counts.values() for name in row})
-    kinds: dict[tuple[str, ...], list[int]] = {}
-    for place, cluster in enumerate(clusters):
-        kind = tuple(sorted({name.partition("/")[0] for name in counts[cluster]}))
-        kinds.setdefault(kind, []).append(place)
-    strata = [np.asarray(members, np.intp) for members in kinds.values()]
-    if not strata or not can_vary(strata):
-        return {}
-    table = np.array([[counts[cluster].get(name, 0.0) for name in names] for cluster in clusters])
-    rng = np.random.default_rng(seed)
-    sums = np.concatenate([weights @ table for weights in draw_weights(strata, replicates=replicates, rng=rng)])
-    return dict(zip(names, sums.T, strict=True))
-
-
-def scaled(interval: Interval, factor: float) -> Interval:
-    """Return an interval in other units."""
-    return Interval(factor * interval.low, factor * interval.high, interval.estimator)
+    found = binomtest(round(num_clusters * share), num_clusters).proportion_ci(method="wilson")
+    return Interval(100 * found.low, 100 * found.high, f"Wilson, {num_clusters} {unit}s that all agree")

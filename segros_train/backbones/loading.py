@@ -1,25 +1,43 @@
-"""Families of backbones, each in a sub-package named like its `BackboneCard.family`.
+"""Families of backbones: each is a package, of this project or of the user, with a module `loading`.
 
-A family's package offers `load(card, *, source, device, precision)`. What families do alike stands in modules beside
-them.
+It lies beside the module of the family's configuration, so that a card leads to it, and offers
+`load(card, *, source, device, precision)` and, without torch, `locate(card, source)`, which says what is missing.
 """
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from segros_train.errors import unknown_name
+from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
     from segros_train.backbone import Backbone
     from segros_train.backbones.common.precision import Precision
     from segros_train.types import BackboneCard
 
-__all__ = ["load"]
+__all__ = ["family_module", "family_of", "load"]
 
-FAMILIES = ("harmon", "openuni", "showo")
+
+def family_module(card: BackboneCard) -> str:
+    """Return the name of a family's module `loading`, which lies beside that of its configuration."""
+    return f"{type(card.config).__module__.rpartition('.')[0]}.loading"
+
+
+def family_of(card: BackboneCard) -> Any:
+    """Import a family's module `loading`, of this project or of the user, which has `load` and `locate`.
+
+    Raises:
+        PrerequisiteError: If it cannot be imported.
+    """
+    try:
+        return importlib.import_module(family_module(card))
+    except ImportError as error:
+        raise PrerequisiteError(
+            f"Family {card.family!r} of {card.name} cannot be loaded: {error}",
+            f"A family's configuration has a module {family_module(card)} beside it, with `load` and `locate`.",
+        ) from error
 
 
 def load(
@@ -38,7 +56,5 @@ def load(
     Raises:
         PrerequisiteError: If weights are missing, foreign or damaged.
     """
-    if card.family not in FAMILIES:
-        raise unknown_name("backbone family", card.family, FAMILIES)
-    family = importlib.import_module(f"segros_train.backbones.{card.family}.loading")
-    return family.load(card, source=source, device=device, precision=precision)
+    backbone: Backbone = family_of(card).load(card, source=source, device=device, precision=precision)
+    return backbone

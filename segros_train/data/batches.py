@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from segros_train.data.reading import DataError
-from segros_train.draws import keyed_generator
-from segros_train.types import GenerationBatch, InstructionBatch
+from segros_train.draws import Draws, keyed_generator
+from segros_train.types import Crop, GenerationBatch, InstructionBatch
 
 if TYPE_CHECKING:
     from segros_train.backbone import ImageTransform
@@ -28,6 +28,7 @@ __all__ = [
     "MicroBatch",
     "MicroBatches",
     "Share",
+    "fixed_crop",
     "generation_batches",
     "instruction_batches",
     "stream",
@@ -77,41 +78,45 @@ class MicroBatches(Dataset[MicroBatch[Batch]], Generic[Batch]):
     def __init__(
         self,
         source: Sequence[Any] | GenerationSource | InstructionSource,
-        collate: Callable[[Sequence[Any], Tensor], Batch],
+        collate: Callable[[Sequence[Any], Tensor, Draws], Batch],
         *,
         task: str,
         transform: ImageTransform,
         batch_size: int,
         seed: int,
         share: Share,
+        crop: Crop = "random",
     ) -> None:
         self._source = source
-        self._collate: Callable[[Sequence[Any], Tensor], Batch] = collate
-        self._task, self._transform, self._batch_size, self._seed, self._share = (
-            task,
-            transform,
-            batch_size,
-            seed,
-            share,
-        )
+        self._collate: Callable[[Sequence[Any], Tensor, Draws], Batch] = collate
+        self._task, self._transform, self._batch_size = task, transform, batch_size
+        self._seed, self._share, self._crop = seed, share, crop
         self._order = EpochOrder(len(source), seed=seed, task=task)
 
     def __getitem__(self, micro_step: int) -> MicroBatch[Batch]:
-        """Return a micro-batch; a crop or another draw on an image depends on its position alone."""
-        samples, images, unreadable = [], [], []
+        """Return a micro-batch; what is drawn for an item depends on its position alone, a fixed crop on its id."""
+        samples, images, places, unreadable = [], [], [], []
         for member in range(self._batch_size):
             position = (micro_step * self._batch_size + member) * self._share.num_ranks + self._share.rank
             index = self._order[position]
-            rng = keyed_generator(self._seed, "image", self._task, position)
             try:
                 sample = self._source[index]
+                is_fixed = self._crop == "fixed"
+                rng = fixed_crop(sample.item_id) if is_fixed else keyed_generator(self._seed, self._task, position)
                 images.append(self._transform(sample.image, rng))
             except DataError as error:
                 unreadable.append((f"{self._task}:{index}", str(error)))
             else:
                 samples.append(sample)
-        batch = self._collate(samples, torch.stack(images)) if samples else None
+                places.append(position)
+        draws = Draws(self._seed, micro_step, tuple(places))
+        batch = self._collate(samples, torch.stack(images), draws) if samples else None
         return MicroBatch(batch, tuple(unreadable))
+
+
+def fixed_crop(item_id: str) -> Generator:
+    """Return the source of an item's one crop, the same in every epoch and run."""
+    return keyed_generator("crop", item_id)
 
 
 def generation_batches(source: GenerationSource, **arguments: Any) -> MicroBatches[GenerationBatch]:
@@ -137,17 +142,18 @@ def stream(batches: MicroBatches[Batch], *, start: int, stop: int, num_workers: 
     return iter(loader)
 
 
-def _collate_generation(samples: Sequence[GenerationSample], images: Tensor) -> GenerationBatch:
-    told = tuple(sample.told for sample in samples if sample.told is not None)
+def _collate_generation(samples: Sequence[GenerationSample], images: Tensor, draws: Draws) -> GenerationBatch:
+    latents = tuple(sample.latents for sample in samples)
     return GenerationBatch(
         images=images,
         captions=tuple(sample.caption for sample in samples),
         item_ids=tuple(sample.item_id for sample in samples),
-        told=told if len(told) == len(samples) else None,
+        draws=draws,
+        latents=latents if any(latent is not None for latent in latents) else (),
     )
 
 
-def _collate_instruction(samples: Sequence[InstructionSample], images: Tensor) -> InstructionBatch:
+def _collate_instruction(samples: Sequence[InstructionSample], images: Tensor, draws: Draws) -> InstructionBatch:
     return InstructionBatch(
         images=images,
         dialogues=tuple(sample.dialogue for sample in samples),

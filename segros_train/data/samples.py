@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from segros_train.types import Turn
 
@@ -21,13 +23,13 @@ class GenerationSample:
         item_id: Unique in the set.
         image: The picture.
         caption: As written.
-        told: Latent cells the caption tells of, ascending, where the set knows them.
+        latents: What frozen parts made of the picture beforehand; None where they are to be made.
     """
 
     item_id: str
     image: Image
     caption: str
-    told: tuple[int, ...] | None = None
+    latents: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)

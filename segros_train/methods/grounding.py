@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
+    from segros_train.draws import Draws
     from segros_train.types import Embeddings
 
 __all__ = ["GroundingMap", "GroundingOptions", "check_share", "grounding"]
@@ -69,13 +70,13 @@ class GroundingMap:
     cells: Tensor
 
 
-def grounding(seen: Embeddings, options: GroundingOptions, *, rng: Generator) -> GroundingMap:
+def grounding(seen: Embeddings, options: GroundingOptions, *, draws: Draws) -> GroundingMap:
     """Compute the grounding map of a batch.
 
     Args:
         seen: Embeddings of captions and images.
         options: What the map depends on; a method that inherits them will do.
-        rng: Source of the noise: one draw per visual embedding and, where the grids differ, one per cell.
+        draws: Source of the noise: one draw per visual embedding and, where the grids differ, one per cell.
     """
     import torch
 
@@ -91,10 +92,12 @@ def grounding(seen: Embeddings, options: GroundingOptions, *, rng: Generator) ->
         if options.intra or options.inter:
             keep = equations.discriminative_tokens(importance, valid, options.text_ratio)
         scores = equations.grounding_scores(equations.grounding_attention(text, image, options.temperature), keep)
-        perturbed = cells = equations.perturbed_grounding_map(scores, options.noise_scale, rng)
+        noise = draws.uniform("grounding map", scores.shape[1])
+        perturbed = cells = equations.perturbed_grounding_map(scores, options.noise_scale, noise)
         if seen.latent_grid != seen.image_grid:
             resampled = masking.resample_scores(scores, seen.image_grid, seen.latent_grid)
-            cells = equations.perturbed_grounding_map(resampled, options.noise_scale, rng)
+            noise = draws.uniform("grounding map over cells", resampled.shape[1])
+            cells = equations.perturbed_grounding_map(resampled, options.noise_scale, noise)
         normalised = equations.min_max(scores)
     return GroundingMap(intra, inter, importance, keep, scores, normalised, perturbed, cells)
 

@@ -10,8 +10,9 @@ from segros_train.methods.sft import native_mask
 from segros_train.types import Supervision
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
+    from segros_train.draws import Draws
     from segros_train.types import Embeddings
 
 __all__ = ["Reca"]
@@ -28,7 +29,7 @@ class Reca(GroundingOptions):
     Source: SeGroS, section 9.2 and Table 9.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     """Raised when the method's decisions change numbers."""
 
     hint_ratio: float = 1.0
@@ -44,12 +45,12 @@ class Reca(GroundingOptions):
         """Whether the hints are chosen by a map."""
         return self.hint_ratio < 1
 
-    def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, rng: Generator) -> Supervision:
+    def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, draws: Draws) -> Supervision:
         """Return the hints and a random mask at the native ratio, without the caption; see `Method`."""
-        hints = self._hints(seen, rng)
-        return Supervision(caption=False, hints=hints, masked=native_mask(seen, masking_ratio, rng=rng))
+        hints = self._hints(seen, draws)
+        return Supervision(caption=False, hints=hints, masked=native_mask(seen, masking_ratio, draws=draws))
 
-    def _hints(self, seen: Embeddings, rng: Generator) -> Tensor:
+    def _hints(self, seen: Embeddings, draws: Draws) -> Tensor:
         import torch
 
         from segros_train import masking
@@ -57,6 +58,6 @@ class Reca(GroundingOptions):
         size, num_visual = seen.image.shape[:2]
         if self.hint_ratio == 1:
             return torch.arange(num_visual, device=seen.image.device).expand(size, num_visual)
-        ranking = grounding(seen, self, rng=rng).perturbed
+        ranking = grounding(seen, self, draws=draws).perturbed
         # A grid so small that the share holds no whole patch still needs one, its only condition.
         return masking.top_indices(ranking, max(1, masking.floor_count(self.hint_ratio, num_visual)))

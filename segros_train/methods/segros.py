@@ -13,8 +13,9 @@ from segros_train.methods.grounding import GroundingMap, GroundingOptions, check
 from segros_train.types import Supervision
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
+    from segros_train.draws import Draws
     from segros_train.types import Embeddings
 
 __all__ = ["HINT_RATIO", "SeGroS"]
@@ -38,7 +39,7 @@ class SeGroS(GroundingOptions):
     Source: SeGroS, sections 3.4 and 4.4, Tables 5, 6 and 8.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     """Raised when the method's decisions change numbers."""
 
     hint_ratio: float | None = None
@@ -71,24 +72,24 @@ class SeGroS(GroundingOptions):
         """True: the map is made of them."""
         return True
 
-    def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, rng: Generator) -> Supervision:
+    def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, draws: Draws) -> Supervision:
         """Return the caption, the hints and the grounded mask; see `Method`."""
-        return self.allocate(grounding(seen, self, rng=rng), masking_ratio, rng)
+        return self.allocate(grounding(seen, self, draws=draws), masking_ratio, draws)
 
-    def allocate(self, ranking: GroundingMap, masking_ratio: Tensor | None, rng: Generator) -> Supervision:
+    def allocate(self, ranking: GroundingMap, masking_ratio: Tensor | None, draws: Draws) -> Supervision:
         """Return the supervision that a grounding map gives rise to.
 
         Args:
             ranking: Map of the batch.
             masking_ratio: [B] share of hidden cells; None where the backbone has no schedule.
-            rng: Source of the mask where `visible` is `"random"`; otherwise nothing is drawn.
+            draws: Source of the mask where `visible` is `"random"`; otherwise nothing is drawn.
         """
         import torch
 
         if masking_ratio is None:
             size, device = len(ranking.cells), ranking.cells.device
             masking_ratio = torch.full((size,), self.unscheduled_masking_ratio, device=device)
-        masked = self._masked(ranking.cells, masking_ratio, rng)
+        masked = self._masked(ranking.cells, masking_ratio, draws)
         target = masked & self._loss_bearing(ranking.cells) if self.drop_loss else None
         return Supervision(caption=True, hints=self._hints(ranking.perturbed), masked=masked, target=target)
 
@@ -100,12 +101,12 @@ class SeGroS(GroundingOptions):
             return None
         return masking.top_indices(scores, count) if self.hints == "top" else masking.bottom_indices(scores, count)
 
-    def _masked(self, scores: Tensor, masking_ratio: Tensor, rng: Generator) -> Tensor:
+    def _masked(self, scores: Tensor, masking_ratio: Tensor, draws: Draws) -> Tensor:
         from segros_train import masking
 
         num_cells = scores.shape[-1]
         if self.visible == "random":
-            return masking.random_mask(masking_ratio, num_cells, rng=rng, device=scores.device)
+            return masking.random_mask(masking_ratio, draws.uniform("mask", num_cells).to(scores.device))
         counts = masking.num_masked(masking_ratio.to(scores.device), num_cells)
         return masking.top_mask(scores, counts) if self.visible == "bottom" else masking.bottom_mask(scores, counts)
 

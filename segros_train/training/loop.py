@@ -1,8 +1,8 @@
 """The training loop, one for every method and backbone.
 
 Each micro-step draws a generation micro-batch, lets the method decide its supervision and the backbone
-realise it, and adds the image-to-text loss of an instruction micro-batch (Eq. 13). What a step draws depends
-on (seed, step) alone, so a run that was killed ends with the weights of one that was not.
+realise it, and adds the image-to-text loss of an instruction micro-batch (Eq. 13). What an item draws depends
+on (seed, its place in the order) alone, so a run that was killed ends with the weights of one that was not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
+from segros_train.backbones.common.precision import attention_kernel, autocast_dtype
 from segros_train.data.batches import MicroBatch, Share, generation_batches, instruction_batches, stream
+from segros_train.data.latent_cache import WithLatents
 from segros_train.data.reading import DataError
 from segros_train.equations import joint_objective
 from segros_train.errors import PrerequisiteError, memory_shortage_named
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from segros_train.backbone import Backbone
     from segros_train.data.samples import GenerationSource, InstructionSource
     from segros_train.method import Method
-    from segros_train.types import Recipe
+    from segros_train.types import Crop, Recipe
 
 __all__ = ["NonFiniteLossError", "StepReport", "TrainOutcome", "train"]
 
@@ -91,15 +93,14 @@ def train(
     checkpoint_seconds: float = 600.0,
     checkpoint_steps: int | None = None,
     stop_after: int | None = None,
+    crop: Crop = "random",
     num_workers: int = 0,
     max_unreadable: int = 0,
 ) -> TrainOutcome:
     """Fine-tune a backbone, going on from the newest whole checkpoint in `directory`.
 
-    The caller realises attention and hint slot beforehand; the recipe's text dropout is realised here.
-
     Args:
-        backbone: What to train, in place; where it stands decides the device of a single process.
+        backbone: What to train, in place, attention and hint slot realised; a single process trains where it stands.
         method: What decides the supervision.
         recipe: How to train.
         generation: Images with captions.
@@ -110,6 +111,7 @@ def train(
         checkpoint_seconds: Longest time between checkpoints.
         checkpoint_steps: Most updates between checkpoints; None leaves it to the time.
         stop_after: Stop with a checkpoint once this many updates are made; None completes the recipe.
+        crop: Whether images to draw are cropped anew each time, or alike.
         num_workers: Processes that read data ahead, per task; never changes a number.
         max_unreadable: Items per process that may be left out of their batch because they cannot be read.
 
@@ -120,8 +122,7 @@ def train(
         PrerequisiteError: If the folder holds another run or cannot be written.
         ValueError: If recipe, sources and backbone do not fit together.
     """
-    _check_arguments(recipe, instruction, stop_after)
-    last_step = min(stop_after or recipe.optimizer_steps, recipe.optimizer_steps)
+    last_step = _last_step(recipe, instruction, stop_after)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices), memory_shortage_named("Training", _smaller(recipe)):
         trainer = _Trainer(
@@ -132,10 +133,11 @@ def train(
             directory=directory,
             seed=seed,
             report=report,
+            crop=crop,
             max_unreadable=max_unreadable,
         )
         trainer.resume()
-        if not trainer.progress.finished and trainer.progress.step < last_step:
+        with attention_kernel(trainer.device, autocast_dtype(recipe.precision, trainer.device)):
             trainer.run(last_step, pace=_Pace(checkpoint_seconds, checkpoint_steps), num_workers=num_workers)
         return trainer.outcome()
 
@@ -172,6 +174,7 @@ class _Trainer:
         directory: Path,
         seed: int,
         report: Callable[[StepReport], None] | None,
+        crop: Crop,
         max_unreadable: int,
     ) -> None:
         # Precision is the objective's matter: Accelerate fixes it once per process, and a process may train twice.
@@ -190,9 +193,11 @@ class _Trainer:
         backbone.set_checkpointing(recipe.checkpointing or "none")
         self.backbone, self.recipe, self.seed, self.sources = backbone, recipe, seed, sources
         self.device = next(backbone.parameters()).device
-        self.folder, self.max_unreadable = directory / CHECKPOINTS, max_unreadable
+        self.folder, self.crop, self.max_unreadable = directory / CHECKPOINTS, crop, max_unreadable
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
-        self.identity = _identity(backbone, method, recipe, sources, seed=seed, num_ranks=self.share.num_ranks)
+        latents = sources[0].cache.folder.name if isinstance(sources[0], WithLatents) else None
+        drawn = {"seed": seed, "crop": crop, "latents": latents, "num_processes": self.share.num_ranks}
+        self.identity = _identity(backbone, method, recipe, sources) | drawn
         objective = Objective(backbone, method, recipe, seed=seed, rank=self.share.rank)
         self.objective, self.optimizer = self.accelerator.prepare(objective, build_optimizer(backbone, recipe))
         self.metrics = Metrics(directory / METRICS, recipe.optimizer_steps, accelerator=self.accelerator, report=report)
@@ -213,8 +218,10 @@ class _Trainer:
             logger.info("Going on from %s.", self.checkpoint.path)
 
     def run(self, last_step: int, *, pace: _Pace, num_workers: int) -> None:
-        """Train up to `last_step` updates and write a checkpoint."""
+        """Train up to `last_step` updates and write a checkpoint, unless that is done already."""
         progress = self.progress
+        if progress.finished or progress.step >= last_step:
+            return
         self.metrics.start(step=progress.step, num_samples=progress.num_samples, seconds=progress.seconds)
         self.objective.train()
         batches = self._batches(last_step, num_workers)
@@ -224,8 +231,7 @@ class _Trainer:
             self._update(batches)
             step = self.progress.step
             save_due = step == last_step or (pace.steps is not None and step % pace.steps == 0)
-            reading_due = save_due or self.device.type == "cpu" or step % UPDATES_PER_READING == 0
-            if reading_due:
+            if save_due or self.device.type == "cpu" or step % UPDATES_PER_READING == 0:
                 self.metrics.read(checkpoint=self.checkpoint.path if self.checkpoint else None)
                 if save_due or self._main_process_says(time.monotonic() - saved >= pace.seconds):
                     self._save()
@@ -256,6 +262,7 @@ class _Trainer:
             batch_size=recipe.batch_size,
             seed=self.seed,
             share=self.share,
+            crop=self.crop,
         )
         if instruction is None:
             return zip(stream(images, **span), repeat(None), strict=False)
@@ -354,23 +361,19 @@ class _Trainer:
         return bool(broadcast_object_list([value])[0])
 
 
-def _check_arguments(recipe: Recipe, instruction: InstructionSource | None, stop_after: int | None) -> None:
+def _last_step(recipe: Recipe, instruction: InstructionSource | None, stop_after: int | None) -> int:
+    """Return how many updates are to be made in all."""
     if stop_after is not None and stop_after < 1:
         raise ValueError(f"stop_after must be at least 1, found {stop_after}.")
     if recipe.i2t_weight > 0 and instruction is None:
         raise ValueError(f"i2t_weight is {recipe.i2t_weight}, but there is no instruction data.")
+    return min(stop_after or recipe.optimizer_steps, recipe.optimizer_steps)
 
 
 def _identity(
-    backbone: Backbone,
-    method: Method,
-    recipe: Recipe,
-    sources: tuple[GenerationSource, InstructionSource | None],
-    *,
-    seed: int,
-    num_ranks: int,
+    backbone: Backbone, method: Method, recipe: Recipe, sources: tuple[GenerationSource, InstructionSource | None]
 ) -> dict[str, Any]:
-    """Return what determines a run, as it reads back from JSON."""
+    """Return what determines a run beside its draws, as it reads back from JSON."""
     generation, instruction = sources
     return {
         "backbone": backbone.card.name,
@@ -383,8 +386,6 @@ def _identity(
         },
         "num_generation_items": len(generation),
         "num_instruction_items": None if instruction is None else len(instruction),
-        "seed": seed,
-        "num_processes": num_ranks,
     }
 
 

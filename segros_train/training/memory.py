@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from segros_train.draws import Draws
 from segros_train.errors import PrerequisiteError
 from segros_train.training.objective import Objective
 from segros_train.types import GenerationBatch, InstructionBatch, Turn
@@ -345,9 +346,7 @@ def _capacity(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory
 
 
-def drawing_peak(
-    backbone: Backbone, settings: GenerationSettings, batch_size: int, *, limit: float = math.inf
-) -> int:
+def drawing_peak(backbone: Backbone, settings: GenerationSettings, batch_size: int, *, limit: float = math.inf) -> int:
     """Return the most bytes that stand while a batch is drawn.
 
     Args:
@@ -405,7 +404,8 @@ def _batches(backbone: Any, recipe: Recipe, count: Count) -> tuple[GenerationBat
     question = " ".join(["what is the red circle"] * 3)
     size = recipe.batch_size
     images = count.empty((size, 3, side, side), torch.float32)
-    generation = GenerationBatch(images, (CAPTION,) * size, tuple(map(str, range(size))))
+    ids, draws = tuple(map(str, range(size))), Draws(0, 0, tuple(range(size)))
+    generation = GenerationBatch(images, (CAPTION,) * size, ids, draws)
     if recipe.i2t_weight <= 0:
         return generation, None
     size = recipe.i2t_batch_size or size

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from segros_train.backbones.common.precision import autocast_dtype, mixed_precision
-from segros_train.draws import keyed_generator, keyed_seed
+from segros_train.draws import keyed_seed
 from segros_train.types import Embeddings, InstructionBatch
 
 if TYPE_CHECKING:
-    from segros_train.backbone import Backbone
+    from segros_train.backbone import Backbone, Encoded
     from segros_train.method import Method
     from segros_train.types import GenerationBatch, Recipe
 
@@ -33,45 +32,33 @@ class Objective(nn.Module):
         """Return the text-to-image or image-to-text loss of a micro-batch, unweighted, a float32 scalar.
 
         Args:
-            batch: Images with captions, or with dialogues; in a micro-step, images with captions come first.
-            micro_step: Number of the micro-step in the run: with the seed, the key of every draw.
+            batch: Images with captions and their draws, or with dialogues; in a micro-step, the former come first.
+            micro_step: Number of the micro-step in the run: with seed and rank, the key of dropout, which alone draws
+                on the device.
         """
         dtype = autocast_dtype(self.recipe.precision, batch.images.device)
         with mixed_precision(batch.images.device, dtype):
             if isinstance(batch, InstructionBatch):
                 return self.backbone.i2t_loss(batch).float()
-            # Dropout draws from the global generators: seeded anew, it too depends on the micro-step alone.
             torch.manual_seed(keyed_seed(self._seed, "dropout", micro_step, self._rank))
-            return self._t2i(batch, micro_step)
+            return self._t2i(batch)
 
-    def _t2i(self, batch: GenerationBatch, micro_step: int) -> Tensor:
-        seen = _with_told(self._seen(batch), batch)
-        ratio = self.backbone.masking_ratio(len(batch.captions), self._rng("masking ratio", micro_step, batch))
-        supervision = self.method.supervise(seen, ratio, self._rng("supervision", micro_step, batch))
+    def _t2i(self, batch: GenerationBatch) -> Tensor:
+        draws = batch.draws
+        assert draws is not None
+        encoded = self.backbone.encode(batch)
+        seen = self._seen(encoded)
+        supervision = self.method.supervise(seen, self.backbone.masking_ratio(draws), draws)
         if not self._checked:
             rows, columns = seen.latent_grid
             supervision.check(num_visual=seen.image.shape[1], num_cells=rows * columns)
             self._checked = True
-        return self.backbone.t2i_loss(batch, supervision, self._rng("t2i loss", micro_step, batch)).float()
+        return self.backbone.t2i_loss(encoded, supervision, draws).float()
 
-    def _seen(self, batch: GenerationBatch) -> Embeddings:
+    def _seen(self, encoded: Encoded) -> Embeddings:
         """Embed a batch, or say no more than its grids where the method reads no more."""
         if self.method.needs_embeddings:
-            return self.backbone.embed(batch)
-        image_grid, latent_grid = self.backbone.grids(batch)
-        return Embeddings.of_no_width(
-            len(batch.captions), image_grid=image_grid, latent_grid=latent_grid, device=batch.images.device
-        )
-
-    def _rng(self, purpose: str, micro_step: int, batch: GenerationBatch) -> torch.Generator:
-        return keyed_generator(self._seed, purpose, micro_step, self._rank, device=batch.images.device)
-
-
-def _with_told(seen: Embeddings, batch: GenerationBatch) -> Embeddings:
-    """Mark the cells that captions tell of, where the data set knows them."""
-    if batch.told is None:
-        return seen
-    marks = torch.zeros(len(batch.told), seen.latent_grid[0] * seen.latent_grid[1], dtype=torch.bool)
-    for row, cells in zip(marks, batch.told, strict=True):
-        row[list(cells)] = True
-    return replace(seen, told=marks.to(seen.image.device))
+            return self.backbone.embed(encoded)
+        image_grid, latent_grid = self.backbone.grids(encoded.batch)
+        size, device = len(encoded.batch.captions), encoded.batch.images.device
+        return Embeddings.of_no_width(size, image_grid=image_grid, latent_grid=latent_grid, device=device)

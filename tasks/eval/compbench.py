@@ -7,7 +7,6 @@ COMP_BENCH = EvalTask(
     name="compbench",
     title="CompBench",
     evaluator=CompBench(),
-    kind="image",
     worlds=("photo", "shapes"),
     data="compbench",
     paper="Tables 1 and 10",

@@ -7,7 +7,6 @@ DPG_BENCH = EvalTask(
     name="dpgbench",
     title="DPG-Bench",
     evaluator=DPGBench(),
-    kind="image",
     worlds=("photo", "shapes"),
     data="dpgbench",
     paper="Table 1",

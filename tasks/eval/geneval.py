@@ -7,7 +7,6 @@ GENEVAL = EvalTask(
     name="geneval",
     title="GenEval",
     evaluator=GenEval(),
-    kind="image",
     worlds=("photo", "shapes"),
     data="geneval",
     paper="Table 1",

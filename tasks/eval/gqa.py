@@ -7,7 +7,6 @@ GQA_TASK = EvalTask(
     name="gqa",
     title="GQA",
     evaluator=GQA(),
-    kind="answer",
     worlds=("photo", "shapes"),
     data="gqa",
     paper="Table 2",

@@ -7,7 +7,6 @@ MME_TASK = EvalTask(
     name="mme",
     title="MME",
     evaluator=MME(),
-    kind="answer",
     worlds=("photo", "shapes"),
     data="mme",
     paper="Table 2",

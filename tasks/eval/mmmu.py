@@ -7,7 +7,6 @@ MMMU_TASK = EvalTask(
     name="mmmu",
     title="MMMU",
     evaluator=MMMU(),
-    kind="answer",
     worlds=("photo", "shapes"),
     data="mmmu",
     paper="Table 2",

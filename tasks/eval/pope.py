@@ -7,7 +7,6 @@ POPE_TASK = EvalTask(
     name="pope",
     title="POPE",
     evaluator=POPE(),
-    kind="answer",
     worlds=("photo", "shapes"),
     data="pope",
     paper="Table 2",

@@ -7,7 +7,6 @@ SEED_TASK = EvalTask(
     name="seed",
     title="SEED",
     evaluator=SEED(),
-    kind="answer",
     worlds=("photo", "shapes"),
     data="seed",
     paper="Table 2",

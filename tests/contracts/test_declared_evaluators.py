@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 
 from segros_eval.benchmarks.base import EvalTask, Evaluator, Sample, Score, Tools
 from segros_eval.shapes.judge import SceneJudge
 from segros_eval.shapes.reader import SceneReader
+from segros_eval.statistics.bootstrap import point_estimates
 from segros_train.data.shapes.sets import GenerationSet
 
 SEEDS = (0, 1)
@@ -98,7 +100,7 @@ def test_a_missing_response_is_unscored_with_a_reason(eval_task: EvalTask, sampl
 def test_nothing_scored_means_no_number(eval_task: EvalTask, samples: list[Sample], tools: Tools) -> None:
     missing = eval_task.evaluator.score(samples, [None] * len(samples), tools)
     for nothing in ([], missing):
-        assert set(eval_task.evaluator.aggregate(nothing).values()) == {None}
+        assert set(point_estimates(eval_task.evaluator.metrics, nothing).values()) == {None}
 
 
 def test_an_unscored_response_moves_no_headline(
@@ -112,21 +114,44 @@ def test_an_unscored_response_moves_no_headline(
     given = [None if sample.cluster_id in lost else answers[index] for index, sample in enumerate(samples)]
     mixed = eval_task.evaluator.score(samples, given, tools)
     assert [mixed[index].value for index in kept] == [scores[index].value for index in kept]
-    headline = next(iter(eval_task.evaluator.aggregate(scores)))
-    found = eval_task.evaluator.aggregate(mixed)[headline]
+    headline = next(iter(point_estimates(eval_task.evaluator.metrics, scores)))
+    found = point_estimates(eval_task.evaluator.metrics, mixed)[headline]
     assert found is not None
-    assert found == eval_task.evaluator.aggregate([mixed[index] for index in kept])[headline]
+    assert found == point_estimates(eval_task.evaluator.metrics, [mixed[index] for index in kept])[headline]
 
 
-def test_metrics_have_the_same_names_whatever_was_scored(eval_task: EvalTask, scores: list[Score]) -> None:
-    whole = list(eval_task.evaluator.aggregate(scores))
-    assert whole == list(eval_task.evaluator.aggregate([]))
-    assert whole == list(eval_task.evaluator.aggregate(scores[:5]))
+def test_metrics_have_the_same_names_whatever_was_scored_and_the_headline_is_always_there(
+    eval_task: EvalTask, samples: list[Sample], scores: list[Score], tools: Tools
+) -> None:
+    metrics = eval_task.evaluator.metrics
+    missing = eval_task.evaluator.score(samples, [None] * len(samples), tools)
+    assert list(point_estimates(metrics, missing)) == list(point_estimates(metrics, scores))
+    for few in ([], scores[:5]):
+        assert next(iter(point_estimates(metrics, few))) == metrics[0].name
+
+
+def test_a_metric_under_weights_of_one_is_its_value_and_without_a_cluster_that_of_the_rest(
+    eval_task: EvalTask, scores: list[Score]
+) -> None:
+    asked = point_estimates(eval_task.evaluator.metrics, scores)
+    for metric in eval_task.evaluator.metrics:
+        if not metric.clusters or metric.name not in asked:
+            continue
+        clusters = metric.tally(scores).clusters
+        weights = np.ones((2, len(clusters)))
+        weights[1, 0] = 0
+        whole, rest = metric.aggregate(scores, weights)
+        assert whole == pytest.approx(metric.aggregate(scores)[0], nan_ok=True), metric.name
+        kept = [score for score in scores if score.cluster_id not in (clusters[0], clusters[0].partition("/")[2])]
+        assert rest == pytest.approx(metric.aggregate(kept)[0], nan_ok=True), metric.name
 
 
 def test_the_order_of_scores_changes_no_metric(eval_task: EvalTask, scores: list[Score]) -> None:
     shuffled = random.Random(3).sample(scores, len(scores))
-    found, expected = eval_task.evaluator.aggregate(shuffled), eval_task.evaluator.aggregate(scores)
+    found, expected = (
+        point_estimates(eval_task.evaluator.metrics, shuffled),
+        point_estimates(eval_task.evaluator.metrics, scores),
+    )
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == (None if value is None else pytest.approx(value, rel=1e-12)), name

@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass
 
 import pytest
 import torch
+from steps import draws_of
 from torch import Generator, Tensor
 
 from segros_train.method import Method, TrainTask
@@ -33,13 +34,9 @@ SITUATIONS = (
 )
 
 
-def generator(seed: int = 0) -> Generator:
-    return Generator().manual_seed(seed)
-
-
 def embeddings(situation: Situation) -> Embeddings:
     """Return random embeddings with captions of unequal length, the shortest of a single token."""
-    rng = generator(7)
+    rng = Generator().manual_seed(7)
     lengths = torch.tensor([9, 1, 5])
     return Embeddings(
         text=torch.randn(BATCH, 9, 12, generator=rng),
@@ -56,7 +53,7 @@ def ratio(situation: Situation) -> Tensor | None:
 
 def supervise(task: TrainTask, situation: Situation, *, seed: int = 0) -> Supervision:
     assert task.method is not None
-    return task.method.supervise(embeddings(situation), ratio(situation), generator(seed))
+    return task.method.supervise(embeddings(situation), ratio(situation), draws_of(BATCH, seed))
 
 
 def tensors(supervision: Supervision) -> dict[str, Tensor]:
@@ -135,7 +132,7 @@ def test_a_method_leaves_the_embeddings_and_the_global_generator_alone(
     assert trained_task.method is not None
     seen, shares = embeddings(situation), ratio(situation)
     state = torch.get_rng_state()
-    supervision = trained_task.method.supervise(seen, shares, generator())
+    supervision = trained_task.method.supervise(seen, shares, draws_of(BATCH))
     untouched = embeddings(situation)
     assert torch.equal(seen.text, untouched.text)
     assert torch.equal(seen.image, untouched.image)
@@ -148,7 +145,7 @@ def test_half_precision_embeddings_give_a_valid_supervision(trained_task: TrainT
     assert trained_task.method is not None
     seen = embeddings(SITUATIONS[0])
     half = Embeddings(seen.text.bfloat16(), seen.text_valid, seen.image.bfloat16(), seen.image_grid, seen.latent_grid)
-    trained_task.method.supervise(half, ratio(SITUATIONS[0]), generator()).check(num_visual=16, num_cells=16)
+    trained_task.method.supervise(half, ratio(SITUATIONS[0]), draws_of(BATCH)).check(num_visual=16, num_cells=16)
 
 
 @situations
@@ -160,7 +157,7 @@ def test_a_method_that_needs_no_embeddings_supervises_by_grids(trained_task: Tra
     blank = Embeddings.of_no_width(
         BATCH, image_grid=situation.image_grid, latent_grid=situation.latent_grid, device=torch.device("cpu")
     )
-    whole = trained_task.method.supervise(embeddings(situation), ratios, generator())
-    found = trained_task.method.supervise(blank, ratios, generator())
+    whole = trained_task.method.supervise(embeddings(situation), ratios, draws_of(BATCH))
+    found = trained_task.method.supervise(blank, ratios, draws_of(BATCH))
     for name in ("caption", "hints", "masked", "target"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=0, atol=0)

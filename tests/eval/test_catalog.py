@@ -9,7 +9,7 @@ from pathlib import Path
 import cli_world
 import pytest
 
-from segros_eval.pipeline.catalog import find_tasks, load_catalog
+from segros_eval.pipeline.catalog import added_tasks, find_tasks, load_catalog
 from segros_train.errors import PrerequisiteError
 
 
@@ -57,15 +57,42 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, tex
         load_catalog(tasks)
 
 
-def test_a_tasks_folder_in_the_working_directory_comes_first(tmp_path: Path) -> None:
-    assert find_tasks(tmp_path) == find_tasks(tmp_path / "elsewhere")
+def test_a_folder_that_one_merely_stands_in_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = cli_world.declare(tmp_path)
-    assert find_tasks(tmp_path) == tasks.resolve()
+    (tasks / "backbones.py").write_text("raise SystemExit('executed')\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_tasks() == Path(__file__).parents[2] / "tasks"
+    assert "micro" not in load_catalog().backbones
 
 
-def test_a_tasks_folder_without_backbones_is_somebody_elses(tmp_path: Path) -> None:
-    (tmp_path / "tasks").mkdir()
-    assert find_tasks(tmp_path) != (tmp_path / "tasks").resolve()
+def test_a_folder_is_added_to_the_projects_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from segros_train.method import TrainTask\nmine = TrainTask(name='mine', title='Mine', method=None)\n"
+    )
+    found = load_catalog(find_tasks(), tmp_path)
+    assert {"mine", "segros"} <= set(found.main_methods) and found.sources == (find_tasks(), tmp_path)
+
+
+def test_an_installed_package_adds_the_tasks_that_its_entry_point_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").touch()
+    (tmp_path / "theirs" / "mine.py").write_text(
+        "from segros_train.method import TrainTask\nmine = TrainTask(name='mine', title='Mine', method=None)\n"
+    )
+    about = tmp_path / "theirs-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[segros.tasks]\ntheirs = theirs\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert added_tasks() == (tmp_path / "theirs",)
+    assert "mine" in load_catalog().methods
+
+
+def test_a_folder_that_declares_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PrerequisiteError, match="declares nothing"):
+        load_catalog(find_tasks(), tmp_path)
 
 
 def test_reading_the_declarations_imports_no_torch_and_no_package_called_tasks() -> None:

@@ -27,9 +27,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> cli_world.World:
 @pytest.fixture
 def segros(world: cli_world.World, monkeypatch: pytest.MonkeyPatch) -> Segros:
     """Return a caller of the command line, in the world's working directory."""
-    monkeypatch.chdir(world.folder)
-    for name, value in (("SEGROS_HOME", str(world.folder / "home")), ("COLUMNS", "100"), ("NO_COLOR", "1")):
-        monkeypatch.setenv(name, value)
+    world.enter(monkeypatch)
     return lambda *arguments: CliRunner().invoke(app.app, [str(argument) for argument in arguments])
 
 
@@ -80,7 +78,7 @@ def computing(command: list[str], folder: Path) -> float:
 
 
 def test_listing_takes_at_most_a_quarter_second_more_than_an_empty_typer_program(world: cli_world.World) -> None:
-    ours = computing([sys.executable, "-m", "segros_eval.cli", "list"], world.folder)
+    ours = computing([sys.executable, "command.py", "list"], world.folder)
     empty = computing([sys.executable, "-c", EMPTY_PROGRAM], world.folder)
     assert ours - empty < 0.25
 

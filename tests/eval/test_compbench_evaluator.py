@@ -24,6 +24,7 @@ from segros_eval.benchmarks.compbench.rules import (
     srum_text,
 )
 from segros_eval.shapes.judge import SceneJudge
+from segros_eval.statistics.bootstrap import point_estimates
 from segros_train.data.shapes.prompts import compositional_prompts, dense_prompts, statements
 from segros_train.data.shapes.world import render, sample_scene
 from segros_train.errors import PrerequisiteError
@@ -87,7 +88,7 @@ def test_a_reply_that_cannot_be_read_is_counted_and_enters_only_the_strict_mean(
     scores = scored(bench, [sample(1, "color"), sample(2, "color")], lambda _: next(replies))
     assert [score.status for score in scores] == ["scored", "unscored"]
     assert "unparsed reply" in scores[1].reason and scores[1].raw == {"replies": ["I cannot say."]}
-    metrics = bench.aggregate(scores)
+    metrics = point_estimates(bench.metrics, scores)
     assert metrics["color"] == metrics["overall"] == 80.0
     assert metrics["strict_color"] == metrics["strict_overall"] == pytest.approx((80 - 1) / 2)
 
@@ -96,7 +97,7 @@ def test_a_score_beyond_the_scale_is_no_value() -> None:
     bench = CompBench()
     (score,) = scored(bench, [sample(1, "color")], lambda _: '{"score": 150, "explanation": ""}')
     assert score.value is None and "not within 0 to 100" in score.reason
-    assert bench.aggregate([score])["strict_color"] == 150.0
+    assert point_estimates(bench.metrics, [score])["strict_color"] == 150.0
 
 
 def test_an_image_that_is_missing_enters_neither_mean() -> None:
@@ -106,7 +107,7 @@ def test_an_image_that_is_missing_enters_neither_mean() -> None:
         [PICTURE, None],
         Tools(judge=Says(lambda _: '{"score": 50, "explanation": ""}')),
     )
-    metrics = bench.aggregate(scores)
+    metrics = point_estimates(bench.metrics, scores)
     assert metrics["color"] == metrics["strict_color"] == 50.0
 
 
@@ -116,7 +117,7 @@ def test_complex_is_the_mean_of_its_three_groups_and_the_overall_of_all_categori
     samples = [sample(number, category) for number, category in enumerate(marks)]
     values = iter(marks.values())
     scores = scored(bench, samples, lambda _: json.dumps({"score": next(values), "explanation": ""}))
-    metrics = bench.aggregate(scores)
+    metrics = point_estimates(bench.metrics, scores)
     assert metrics["complex"] == pytest.approx(60)
     assert metrics["non_spatial"] == 20.0
     assert metrics["overall"] == pytest.approx((10 + 60 + 20) / 3)
@@ -129,7 +130,7 @@ def test_a_category_that_is_asked_for_and_has_no_score_leaves_no_overall() -> No
         [PICTURE, None],
         Tools(judge=Says(lambda _: '{"score": 50, "explanation": ""}')),
     )
-    metrics = bench.aggregate(scores)
+    metrics = point_estimates(bench.metrics, scores)
     assert metrics["color"] == 50.0 and metrics["shape"] is None and metrics["overall"] is None
 
 

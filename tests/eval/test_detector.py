@@ -34,7 +34,7 @@ from segros_eval.benchmarks.geneval.detector.weights import DetectorConfig, Dete
 from segros_eval.benchmarks.images import read_image
 from segros_eval.pipeline.catalog import load_catalog
 from segros_eval.pipeline.judges import Judges
-from segros_eval.pipeline.tools import missing_tool, open_tools
+from segros_eval.pipeline.tools import missing_tools, open_tools
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
 
@@ -312,9 +312,9 @@ def test_what_photographs_lack_is_named_with_its_remedy(
     monkeypatch.setenv("SEGROS_HOME", str(tmp_path))
     monkeypatch.delenv("SEGROS_JUDGE", raising=False)
     task: Any = load_catalog(TASKS).evaluators[name]
-    lack = missing_tool(task, "photo")
-    assert lack is not None and what in lack.what and remedy in lack.remedy
-    assert missing_tool(task, "shapes") is None
+    (lack,) = missing_tools(task, "photo")
+    assert what in lack.what and remedy in lack.remedy
+    assert missing_tools(task, "shapes") == []
     with pytest.raises(PrerequisiteError, match="there is none|does not exist"):
         open_tools(task, "photo", judges=Judges())
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segros_eval.benchmarks.base import JudgeReply, JudgeRequest, Sample, Score, Tools
-from segros_eval.benchmarks.dpgbench.benchmark import DPGBench
+from segros_eval.benchmarks.dpgbench.benchmark import DPGBench, answered
 from segros_eval.benchmarks.dpgbench.folder import read_dpgbench_folder
 from segros_eval.benchmarks.dpgbench.rules import Answered, Question, read_graphs, score_picture, summarise
+from segros_eval.statistics.bootstrap import point_estimates
 from segros_train.errors import PrerequisiteError
 
 CHAIN = (
@@ -85,19 +86,20 @@ def test_the_official_rules_lose_the_first_row_and_see_the_last_picture_alone() 
     ]
     official = summarise(pictures, drop_first_row=True, last_picture_only=True)
     assert official.files == {"first": 0.0, "other": 0.5}
-    assert official.kinds == {"global": 0.5, "entity": 1.0}
+    assert official.shares("kind") == {"global": 0.5, "entity": 1.0}
     fixed = summarise(pictures, drop_first_row=False, last_picture_only=False)
     assert fixed.files == {"first": 0.5, "other": 0.5}
-    assert fixed.kinds == {"entity": pytest.approx(2 / 3), "global": pytest.approx(1 / 3)}
+    assert fixed.shares("kind") == {"entity": pytest.approx(2 / 3), "global": pytest.approx(1 / 3)}
 
 
 def test_an_item_that_the_first_row_breaks_is_left_out_officially_and_counted_otherwise() -> None:
     bench = DPGBench()
     answers: dict[str, str | None] = {"a?": "yes", "b?": "yes", "c?": "no"}
     scores = scores_of(bench, [sample("first", heads_table=True), sample("other")], answers)
-    metrics = bench.aggregate(scores)
+    metrics = point_estimates(bench.metrics, scores)
     assert all(score.value == pytest.approx(2 / 3) for score in scores)
-    assert bench.summary(scores, rules="official").failed == ("first",)
+    summary = summarise(map(answered, scores), drop_first_row=True, last_picture_only=True)
+    assert summary.failed == ("first",)
     assert metrics["overall"] == metrics["fixed_overall"] == pytest.approx(200 / 3)
 
 
@@ -118,7 +120,7 @@ def test_unscored_pictures_leave_their_items_mean_to_the_others() -> None:
     samples = [sample("x", 0), sample("x", 1)]
     scores = bench.score(samples, [PICTURE, None], Tools(judge=Says({"a?": "yes", "b?": "yes", "c?": "yes"})))
     assert [score.value for score in scores] == [1.0, None]
-    assert bench.aggregate(scores)["overall"] == 100.0
+    assert point_estimates(bench.metrics, scores)["overall"] == 100.0
 
 
 def test_a_judge_is_asked_for_yes_or_no_and_the_protocol_says_that_it_is_not_official() -> None:
@@ -231,5 +233,7 @@ def test_too_few_pictures_of_a_prompt_are_counted(tmp_path: Path) -> None:
 
 def test_names_of_metrics_do_not_depend_on_the_rules_first_in_order() -> None:
     official, fixed = DPGBench(), replace(DPGBench(), rules="fixed")
-    assert next(iter(official.aggregate([]))) == next(iter(fixed.aggregate([]))) == "overall"
-    assert len(set(official.aggregate([]))) == 2 * (1 + 5 + 13) + 5
+    assert (
+        next(iter(point_estimates(official.metrics, []))) == next(iter(point_estimates(fixed.metrics, []))) == "overall"
+    )
+    assert len(set(point_estimates(official.metrics, []))) == 2 * (1 + 5 + 13) + 5

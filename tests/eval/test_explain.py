@@ -20,6 +20,8 @@ from segros_eval.reporting.explain import (
     hints_panel,
     render_explanation,
 )
+from segros_train.backbone import Encoded
+from segros_train.draws import Draws
 from segros_train.errors import PrerequisiteError
 from segros_train.methods.grounding import grounding
 from segros_train.methods.reca import Reca
@@ -55,7 +57,11 @@ class ColorBackbone:
 
         return transform
 
-    def embed(self, batch: GenerationBatch) -> Embeddings:
+    def encode(self, batch: GenerationBatch) -> Encoded:
+        return Encoded(batch, frozen={}, derived={})
+
+    def embed(self, encoded: Encoded) -> Embeddings:
+        batch = encoded.batch
         rows = [WORDS.get(word, (0.3, 0.3, 0.2)) for word in ("<s>", *batch.captions[0].split(), "</s>")]
         text = torch.tensor(rows).unsqueeze(0)
         valid = torch.ones(text.shape[:2], dtype=torch.bool)
@@ -63,8 +69,8 @@ class ColorBackbone:
         image = torch.nn.functional.adaptive_avg_pool2d(batch.images, self.grid).flatten(2).transpose(1, 2)
         return Embeddings(text, valid, image, self.grid, self.latent_grid)
 
-    def masking_ratio(self, size: int, rng: torch.Generator) -> torch.Tensor | None:
-        return None if self.ratio is None else torch.full((size,), self.ratio)
+    def masking_ratio(self, draws: Draws) -> torch.Tensor | None:
+        return None if self.ratio is None else torch.full((len(draws),), self.ratio)
 
 
 def scene() -> Image.Image:
@@ -78,12 +84,12 @@ def supervised(
     backbone: ColorBackbone, method: SeGroS, caption: str = "a red thing", **changes: object
 ) -> dict[str, Any]:
     pixels = backbone.image_transform("generation")(scene(), torch.Generator())
-    seen = replace(backbone.embed(GenerationBatch(pixels.unsqueeze(0), (caption,), ("0",))), **changes)
-    ratio = backbone.masking_ratio(1, torch.Generator())
+    batch, draws = GenerationBatch(pixels.unsqueeze(0), (caption,), ("0",)), Draws(0, 0, (0,))
+    seen = replace(backbone.embed(backbone.encode(batch)), **changes)
     return {
         "seen": seen,
-        "ranking": grounding(seen, method, rng=torch.Generator().manual_seed(0)),
-        "supervision": method.supervise(seen, ratio, torch.Generator().manual_seed(0)),
+        "ranking": grounding(seen, method, draws=draws),
+        "supervision": method.supervise(seen, backbone.masking_ratio(draws), draws),
     }
 
 

@@ -20,6 +20,7 @@ from segros_eval.benchmarks.base import Detection, Evaluator, Sample, Score, Too
 from segros_eval.benchmarks.geneval.benchmark import METADATA_FILE, TAGS, GenEval, official_summary
 from segros_eval.benchmarks.geneval.rules import box_iou, evaluate, keep, relative_position
 from segros_eval.shapes.reader import SceneReader
+from segros_eval.statistics.bootstrap import interval_estimates, point_estimates
 from segros_train.data.shapes.captions import caption
 from segros_train.data.shapes.world import render, sample_scene
 from segros_train.errors import PrerequisiteError
@@ -164,7 +165,7 @@ def test_a_batch_of_responses_that_is_too_short_is_refused() -> None:
 
 def test_the_overall_is_the_mean_of_the_tags_and_not_of_the_images() -> None:
     scores = full_scores(0.0) + [make_score("counting", f"more-{n}", 0, 1.0) for n in range(12)]
-    metrics = GenEval().aggregate(scores)
+    metrics = point_estimates(GenEval().metrics, scores)
     assert metrics["counting"] == 75.0
     assert metrics["overall"] == 12.5
     assert metrics["image_accuracy"] == pytest.approx(100 * 12 / 36)
@@ -174,18 +175,18 @@ def test_the_overall_is_the_mean_of_the_tags_and_not_of_the_images() -> None:
 def test_an_unscored_image_enters_no_mean() -> None:
     scores = full_scores()
     scores[0] = replace(scores[0], status="unscored", value=None)
-    assert set(GenEval().aggregate(scores).values()) == {100.0}
+    assert set(point_estimates(GenEval().metrics, scores).values()) == {100.0}
 
 
 def test_a_prompt_with_an_unscored_image_is_left_out_of_prompt_accuracy() -> None:
     scores = [make_score("colors", "a", 0, 1.0), make_score("colors", "b", 0, 0.0), make_score("colors", "b", 1, None)]
-    assert GenEval().aggregate(scores)["prompt_accuracy"] == 100.0
+    assert point_estimates(GenEval().metrics, scores)["prompt_accuracy"] == 100.0
 
 
 def test_a_tag_without_a_scored_image_leaves_no_overall_and_no_interval_of_it() -> None:
     scores = [score for score in full_scores() if score.group != "position"]
     scores += [make_score("position", "p", 0, None)]
-    metrics, intervals = GenEval().aggregate(scores), GenEval().intervals(scores)
+    metrics, intervals = point_estimates(GenEval().metrics, scores), interval_estimates(GenEval().metrics, scores)
     assert metrics["position"] is None and metrics["overall"] is None
     assert metrics["counting"] == 100.0
     assert set(intervals) == {name for name, value in metrics.items() if value is not None}
@@ -199,7 +200,7 @@ def test_every_metric_lies_in_its_interval() -> None:
         for n in range(20)
         for draw in range(4)
     ]
-    metrics, intervals = GenEval().aggregate(scores), GenEval().intervals(scores)
+    metrics, intervals = point_estimates(GenEval().metrics, scores), interval_estimates(GenEval().metrics, scores)
     assert list(intervals) == list(metrics)
     for name, value in metrics.items():
         assert value is not None
@@ -208,8 +209,8 @@ def test_every_metric_lies_in_its_interval() -> None:
 
 
 def test_nothing_scored_gives_no_metric_and_no_interval() -> None:
-    assert set(GenEval().aggregate([]).values()) == {None}
-    assert GenEval().intervals(full_scores(None)) == {}
+    assert set(point_estimates(GenEval().metrics, []).values()) == {None}
+    assert interval_estimates(GenEval().metrics, full_scores(None)) == {}
 
 
 def test_the_summary_leaves_unscored_images_out() -> None:

@@ -17,12 +17,13 @@ from segros_eval.benchmarks.geneval.folder import official_row, read_geneval_fol
 from segros_eval.pipeline.score import score_folder
 from segros_eval.pipeline.store import ImageStore, result_from_json, result_to_json
 from segros_eval.shapes.reader import SceneReader
+from segros_eval.statistics.bootstrap import point_estimates
 from segros_train.data.shapes.world import render, sample_scene
 from segros_train.errors import PrerequisiteError
 from segros_train.types import GenerationSettings
 
 EVALUATOR = GenEval(images_per_prompt=3, shapes_prompts_per_tag=2)
-TASK = EvalTask(name="geneval", title="GenEval", evaluator=EVALUATOR, kind="image", worlds=("photo", "shapes"))
+TASK = EvalTask(name="geneval", title="GenEval", evaluator=EVALUATOR, worlds=("photo", "shapes"))
 TOOLS = Tools(detector=SceneReader())
 PROMPTS = EVALUATOR.prompts("shapes", None)
 
@@ -69,7 +70,7 @@ def test_a_whole_folder_has_no_fault_and_scores_like_the_images_themselves(expor
     images = [render(sample_scene(5, index, tag=sample.metadata["tag"])) for index, sample in enumerate(samples)]
     assert list(found.scores) == EVALUATOR.score(samples, images, TOOLS)
     assert found.result.num_samples == 36
-    assert found.result.metrics == EVALUATOR.aggregate(found.scores)
+    assert found.result.metrics == point_estimates(EVALUATOR.metrics, found.scores)
     assert found.result.provenance["versions"]["torch"] and found.result.provenance["detector"] == "SceneReader"
     assert result_from_json(json.loads(json.dumps(result_to_json(found.result)))) == found.result
 
@@ -237,5 +238,5 @@ def test_an_unscored_image_has_no_row_in_the_official_results() -> None:
 def test_the_order_of_prompts_in_the_set_renumbers_items_but_moves_no_number(exported: Path) -> None:
     shuffled = random.Random(1).sample(PROMPTS, len(PROMPTS))
     found = [read_geneval_folder(exported, prompts=prompts, images_per_prompt=3) for prompts in (PROMPTS, shuffled)]
-    metrics = [EVALUATOR.aggregate(EVALUATOR.score(part.samples, part.paths, TOOLS)) for part in found]
+    metrics = [point_estimates(EVALUATOR.metrics, EVALUATOR.score(part.samples, part.paths, TOOLS)) for part in found]
     assert metrics[0] == pytest.approx(metrics[1])

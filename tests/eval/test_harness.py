@@ -17,6 +17,7 @@ from segros_eval.benchmarks.lmms_eval import LmmsTask, harness_task
 from segros_eval.benchmarks.vqa.pope import POPE
 from segros_eval.pipeline.generate import BatchSize, answer_questions
 from segros_eval.pipeline.store import AnswerStore
+from segros_eval.statistics.bootstrap import point_estimates
 from segros_train.backbone import Backbone
 from segros_train.errors import PrerequisiteError
 
@@ -77,7 +78,7 @@ def test_pope_of_lmms_eval_equals_our_protocol_of_that_name_and_is_not_asked_twi
         cast(Backbone, Wavering()), samples, store, max_new_tokens=128, batch_size=BatchSize(7), advance=lambda n: None
     )
     scores = ours.score(samples, [store.get(sample) for sample in samples], Tools())
-    metrics = ours.aggregate(scores)
+    metrics = point_estimates(ours.metrics, scores)
     assert 0 < (metrics["accuracy"] or 0) < 100
     names = {"accuracy": "accuracy", "f1": "f1_score", "precision": "precision", "recall": "recall"} | {
         "yes_ratio": "yes_ratio"

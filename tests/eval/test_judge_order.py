@@ -6,14 +6,14 @@ import dataclasses
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import cli_world
 import pytest
 from judge_stub import StubJudge
 from PIL import Image
 
-from segros_eval.benchmarks.base import EvalTask, JudgeRequest, Sample, Score, Tools
+from segros_eval.benchmarks.base import EvalTask, Evaluator, JudgeRequest, Metric, Sample, Score, Tools
 from segros_eval.judges import flags as judge_flags
 from segros_eval.judges import vllm_server
 from segros_eval.pipeline import scoring
@@ -21,6 +21,7 @@ from segros_eval.pipeline.catalog import load_catalog
 from segros_eval.pipeline.plan import Request, RunPlan, make_plan
 from segros_eval.pipeline.progress import Silent
 from segros_eval.pipeline.runner import run_plan
+from segros_eval.statistics.tally import item_mean, item_tally
 from segros_train.backbones import loading
 from segros_train.errors import PrerequisiteError
 
@@ -44,8 +45,10 @@ class Painter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asking:
+class Asking(Evaluator):
     """Ask a judge one question about each picture; without a judge all pictures are worth 1."""
+
+    kind: ClassVar[Literal["image"]] = "image"
 
     judge_model: str
     needs: tuple[str, ...] = ("judge",)
@@ -63,11 +66,9 @@ class Asking:
             assert [reply.text for reply in tools.judge.ask(asked)] == ["yes"] * len(samples)
         return [Score(one.item_id, one.cluster_id, None, None, "scored", 1.0) for one in samples]
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        return {"overall": 100.0 * sum(score.value or 0 for score in scores) / len(scores)}
-
-    def intervals(self, scores: Sequence[Score]) -> dict[str, Any]:
-        return {}
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return (item_mean("overall", item_tally()),)
 
 
 @dataclasses.dataclass
@@ -114,7 +115,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         cells = tuple(
             dataclasses.replace(
                 made.stages[0].cells[0],
-                task=EvalTask(f"asking-{number}", "Asking", one, "image", ("photo", "shapes")),  # type: ignore[arg-type]
+                task=EvalTask(f"asking-{number}", "Asking", one, ("photo", "shapes")),
                 key=f"key-{number}",
             )
             for number, one in enumerate(evaluators)

@@ -12,6 +12,7 @@ import pytest
 
 from segros_eval.benchmarks.base import Interval, Result
 from segros_eval.pipeline.store import write_result
+from segros_eval.reporting.layout import agreements
 from segros_eval.reporting.leaderboard import (
     BEGIN,
     END,
@@ -23,8 +24,8 @@ from segros_eval.reporting.leaderboard import (
     render_summary,
     write_rendered,
 )
-from segros_eval.reporting.measured import build_standings
 from segros_eval.reporting.published import Reference, default_reference, load_reference
+from segros_eval.reporting.rows import filled_tables
 from segros_train.errors import PrerequisiteError
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -92,12 +93,12 @@ def test_a_measured_headline_shows_its_interval_and_counts(reference):
 
 
 def test_worlds_never_share_a_table(reference):
-    standings = build_standings([geneval(), shapes()], reference)
-    for table in standings.tables:
+    tables = filled_tables([geneval(), shapes()], reference)
+    for table in tables:
         assert {result.world for result in table.measured} <= {table.world}
         if table.world == "shapes":
             assert {row.source for row in table.rows} == {"measured"}
-    worlds = [table.world for table in standings.tables if table.published.name == "generation"]
+    worlds = [table.world for table in tables if table.structure.name == "generation"]
     assert worlds == ["photo", "shapes"]
 
 
@@ -119,7 +120,7 @@ def test_evaluations_of_one_run_share_a_row_and_those_of_two_runs_do_not(referen
 
 
 def _measured_rows(results, reference):
-    table = build_standings(results, reference).tables[0]
+    table = filled_tables(results, reference)[0]
     return sum(row.source == "measured" for row in table.rows)
 
 
@@ -144,12 +145,12 @@ def test_a_measured_value_is_compared_with_the_published_one(reference, overall,
     ids=["other data", "a subset", "another world", "an unpublished backbone"],
 )
 def test_nothing_is_compared_with_a_number_of_another_cell(reference, result):
-    assert build_standings([result], reference).agreements == ()
+    assert agreements(filled_tables([result], reference)) == ()
 
 
 def test_a_cell_printed_in_several_tables_is_compared_once(reference):
-    agreements = build_standings([geneval()], reference).agreements
-    assert [item.column.key for item in agreements] == ["geneval/overall"]
+    compared = agreements(filled_tables([geneval()], reference))
+    assert [item.column.key for item in compared] == ["geneval/overall"]
 
 
 def test_runs_on_leaked_data_and_subsets_are_flagged_and_explained(reference):
@@ -172,12 +173,8 @@ def test_a_contradicted_value_is_marked_and_printed_unchanged(reference):
 
 
 def test_an_ablation_appears_in_its_own_table_and_not_in_the_main_one(reference):
-    standings = build_standings([shapes(), shapes("segros-hint-10")], reference)
-    holding = {
-        table.published.name: [row.method for row in table.rows]
-        for table in standings.tables
-        if table.world == "shapes"
-    }
+    tables = filled_tables([shapes(), shapes("segros-hint-10")], reference)
+    holding = {table.structure.name: [row.method for row in table.rows] for table in tables if table.world == "shapes"}
     assert holding == {"generation": ["segros"], "hint-ratio": ["segros", "segros-hint-10"]}
 
 
@@ -198,10 +195,11 @@ class Balanced(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.fetched, self.rows = [], [], []
+        self.open, self.fetched, self.rows, self.attributes = [], [], [], set()
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
+        self.attributes |= values.keys()
         self.fetched += [values[name] for name in ("src", "href") if name in values]
         if tag == "tr":
             self.rows.append(values.get("class"))
@@ -221,9 +219,51 @@ def test_the_page_is_well_formed_and_fetches_nothing(reference):
     assert {"measured", "published"} <= set(parser.rows)
 
 
-def test_texts_of_results_are_escaped_in_the_page(reference):
-    page = render([shapes("<script>alert(1)</script>")], reference, fmt="html")
-    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+def test_a_crafted_name_cannot_script_the_page(reference):
+    crafted = '<script>alert(1)</script>"\' onmouseover="alert(2)'
+    evaluator = "lmms:<img src=x onerror=alert(3)>"
+    result = geneval(crafted, crafted, world="shapes", evaluator=evaluator, metrics={crafted: 1.0, "b": None})
+    result = replace(result, intervals={crafted: Interval(0.0, 2.0, crafted)}, protocol=f"`{crafted}`")
+    page = render([result], reference, fmt="html")
+    assert "&lt;script&gt;alert(1)" in page and "&lt;img src=x onerror" in page
+    assert page.count("<script>") == 1 and "<img" not in page
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == [] and parser.attributes.isdisjoint({"onmouseover", "onerror"})
+    assert all(place.startswith("#") for place in parser.fetched)
+
+
+def test_an_evaluation_that_the_paper_does_not_have_gets_a_table_like_any_other(reference, board):
+    own = shapes("mine", evaluator="lmms:ai2d", metrics={"exact_match": 61.2, "rougeL": 3.0}, key="own")
+    own = replace(own, intervals={"exact_match": Interval(58.0, 64.0, "lmms-eval's standard error")})
+    page = render([own, shapes()], reference, fmt="md")
+    row = row_of(table_of(page, "lmms:ai2d, the embedded world"), "mine")
+    assert (row["UMM"], row["exact_match"], row["n"]) == ("harmon-tiny", "**61.2** [58.0, 64.0]", "2212")
+    assert "rougeL" not in row
+    cells = json.loads(render([own], reference, fmt="json"))["cells"]
+    mine = [cell for cell in cells if cell["source"] == "measured"]
+    assert [(cell["table"], cell["metric"], cell["low"]) for cell in mine] == [("lmms:ai2d", "exact_match", 58.0)]
+    publish_results([own], board / "results")
+    assert "other.md" in {path.name for path in write_rendered(board)}
+    assert "lmms:ai2d" in (board / "other.md").read_text()
+
+
+def test_categories_that_a_world_does_not_have_are_no_columns_of_its_table(reference):
+    metrics = {"overall": 50.0, "color": 40.0, "shape": 60.0, "complex": None}
+    result = shapes(evaluator="compbench", metrics=metrics, num_unscored=2, key="comp")
+    head, row = table_of(render([result], reference, fmt="md"), "CompBench by category, the embedded world")[:2]
+    assert head[head.index("Source") + 1 : head.index("n")] == ["Color", "Shape", "Complex", "Overall"]
+    assert row[head.index("Complex")] == "unscored"
+
+
+def test_latex_escapes_what_it_would_read_as_commands(reference):
+    page = render([shapes("50%_of & #1")], reference, fmt="latex")
+    assert r"50\%\_of \& \#1" in page
+    assert page.count(r"\begin{tabular}") == page.count(r"\end{tabular}") == page.count(r"\toprule")
+    body = page.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    columns = page.split(r"\begin{tabular}{")[1].split("}")[0]
+    assert all(line.count(" & ") == len(columns) - 1 for line in body)
+    assert r"\textbf{80.0} [78.0, 82.0]" in page
 
 
 def test_csv_and_json_hold_every_value_with_what_qualifies_it(reference):

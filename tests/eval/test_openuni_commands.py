@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
@@ -29,7 +31,12 @@ TASKS = Path(__file__).parents[2] / "tasks"
 FULL_SIZE = ("openuni-1.6b", "openuni-3.6b")
 NUM_PICTURES = 6
 NUM_ENCODED = 40
-PICTURES = '\npictures = DataCard(name="pictures", world="shapes", generation="folder:pictures")\n'
+PICTURES = """
+from segros_train.types import DataCard
+
+pictures = DataCard(name="pictures", world="shapes", generation="folder:pictures")
+"""
+MINE = ("--data", "pictures", "--tasks", "mine")
 ENCODE_IN_PAIRS = (
     "from segros_train.data import latent_cache as latents\nlatents.SHARD_ITEMS = 2\nfrom segros_eval.cli import "
     "main\nmain()"
@@ -39,10 +46,9 @@ Segros = Callable[..., Result]
 
 @pytest.fixture
 def segros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Segros:
-    """Return a caller of the command line in a folder of the declarations, six captioned pictures and no weights."""
-    shutil.copytree(TASKS, tmp_path / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "tasks" / "data.py").open("a", encoding="utf-8") as declarations:
-        declarations.write(PICTURES)
+    """Return a caller of the command line in a folder with six captioned pictures, declared, and no weights."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "data.py").write_text(PICTURES, encoding="utf-8")
     (tmp_path / "pictures").mkdir()
     for index in range(NUM_PICTURES):
         sample = GenerationSet(seed=5)[index]
@@ -55,9 +61,9 @@ def segros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Segros:
     return lambda *arguments: CliRunner().invoke(app.app, [str(argument) for argument in arguments])
 
 
-def train(segros: Segros, method: str) -> Result:
+def train(segros: Segros, method: str, *options: str) -> Result:
     short = ("--set", "optimizer_steps=2", "--set", "recipe.batch_size=4", "--set", "warmup_steps=0")
-    return segros("train", "--method", method, "--backbone", "openuni-tiny", "--data", "pictures", *short)
+    return segros("train", "--method", method, "--backbone", "openuni-tiny", *MINE, *short, *options)
 
 
 def last_losses(method: str) -> list[float]:
@@ -65,25 +71,68 @@ def last_losses(method: str) -> list[float]:
     return [json.loads(line)["loss"] for line in metrics.read_text(encoding="utf-8").splitlines()]
 
 
-def test_training_after_encoding_says_so_computes_nothing_again_and_has_the_same_losses(
+FIXED = ("--set", "crop=fixed")
+
+
+def provenance_of_training(method: str) -> dict[str, Any]:
+    (plan,) = Path("runs").glob(f"{method}-openuni-tiny-*/plan.json")
+    return json.loads(plan.read_text(encoding="utf-8"))
+
+
+def test_training_with_a_cache_computes_nothing_again_names_it_and_has_the_losses_of_one_without(
     segros: Segros, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = {}
     for method in ("segros", "sft"):
-        assert (done := train(segros, method)).exit_code == 0, done.stderr
-        assert "encoded beforehand" not in done.stderr
+        assert (done := train(segros, method, *FIXED)).exit_code == 0, done.stderr
         losses[method] = last_losses(method)
     shutil.rmtree(tmp_path / "runs")
-    done = segros("data", "encode", "openuni-tiny", "--data", "pictures", "--states")
+    done = segros("data", "encode", "openuni-tiny", *MINE)
     assert done.exit_code == 0, done.stderr
     assert f"({NUM_PICTURES} images)" in done.stdout
     for computes in ("encode_images", "see"):
         monkeypatch.setattr(OpenUniModel, computes, None)
     for method in ("segros", "sft"):
-        assert (done := train(segros, method)).exit_code == 0, done.stderr or done.exception
+        assert (done := train(segros, method, *FIXED, "--latents")).exit_code == 0, done.stderr or done.exception
         said = " ".join(done.stderr.split())
-        assert f"{NUM_PICTURES} of {NUM_PICTURES} images and captions were encoded beforehand" in said
+        assert f"{NUM_PICTURES} of {NUM_PICTURES} images were encoded beforehand" in said
         assert last_losses(method) == pytest.approx(losses[method], rel=1e-5)
+        (cache,) = (tmp_path / "home" / "latents").iterdir()
+        assert provenance_of_training(method)["latents"] == cache.name
+
+
+def test_a_cache_that_happens_to_lie_on_the_disk_is_not_read(segros: Segros, tmp_path: Path) -> None:
+    """Pictures that are wider than high are cropped anew each time, whatever was encoded of them."""
+    for path in (tmp_path / "pictures").glob("*.png"):
+        with Image.open(path) as image:
+            wide = ImageOps.expand(image.convert("RGB"), border=(0, 0, image.width, 0), fill=(200, 30, 90))
+        wide.save(path)
+    assert (done := train(segros, "sft")).exit_code == 0, done.stderr
+    losses = last_losses("sft")
+    shutil.rmtree(tmp_path / "runs")
+    assert segros("data", "encode", "openuni-tiny", *MINE).exit_code == 0
+    assert (done := train(segros, "sft")).exit_code == 0, done.stderr
+    assert "encoded beforehand" not in done.stderr
+    assert last_losses("sft") == losses
+    shutil.rmtree(tmp_path / "runs")
+    assert train(segros, "sft", *FIXED, "--latents").exit_code == 0
+    assert last_losses("sft") != pytest.approx(losses, rel=1e-3), "one crop and many have other losses"
+
+
+def test_a_cache_is_refused_where_crops_are_random_and_where_it_is_missing(segros: Segros) -> None:
+    for options, words in ((("--latents",), "--set crop=fixed"), ((*FIXED, "--latents"), "segros data encode")):
+        done = train(segros, "sft", *options)
+        assert done.exit_code == 2
+        assert words in " ".join(done.stderr.split())
+
+
+def test_the_crop_is_part_of_the_key_and_the_cache_is_not(segros: Segros) -> None:
+    keys = []
+    for options in ((), FIXED, (*FIXED, "--latents")):
+        arguments = ("--method", "sft", "--backbone", "openuni-tiny", "--data", "pictures", *options)
+        done = segros("train", *arguments, "--dry-run", "--json")
+        keys.append(json.loads(done.stdout)["plan"][0]["key"])
+    assert keys[0] != keys[1] == keys[2]
 
 
 def test_an_encoding_that_was_killed_goes_on_where_it_was(segros: Segros, tmp_path: Path) -> None:
@@ -101,7 +150,7 @@ def test_an_encoding_that_was_killed_goes_on_where_it_was(segros: Segros, tmp_pa
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert (folder / "items-00000.safetensors").stat().st_mtime_ns == first.st_mtime_ns
     items = json.loads((folder / "index.json").read_text(encoding="utf-8"))["items"]
-    assert items == [GenerationSet(0).item_id(index) for index in range(NUM_ENCODED)]
+    assert list(items) == [f"shapes-0-{index}" for index in range(NUM_ENCODED)]
 
 
 def foreign_checkpoint(folder: Path, name: str) -> Path:

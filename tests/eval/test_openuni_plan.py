@@ -23,7 +23,7 @@ def catalog() -> Catalog:
     """Give the declared backbones one evaluation that draws and one that answers."""
     declared = load_catalog(TASKS)
     draws = declared.evaluators["geneval"]
-    answers = dataclasses.replace(draws, name="asked", title="Asked", kind="answer")
+    answers = dataclasses.replace(declared.evaluators["mme"], name="asked", title="Asked")
     return dataclasses.replace(declared, evaluators={"geneval": draws, "asked": answers})
 
 
@@ -58,18 +58,6 @@ def test_the_key_of_frozen_answers_does_not_depend_on_the_method(catalog: Catalo
     assert len(keys) == 1
     others = plan_of(catalog, "openuni-3.6b", methods=("none",)).stages[0].cells
     assert keys.isdisjoint(cell.key for cell in others)
-
-
-def test_pretraining_learns_to_answer_so_its_answers_are_its_own(catalog: Catalog) -> None:
-    plan = plan_of(catalog, "openuni-tiny", methods=("pretrain",))
-    (stage,) = plan.stages
-    assert not any(cell.frozen for cell in stage.cells)
-    assert stage.recipe == catalog.recipes["openuni-tiny-pretrain"]
-
-
-def test_pretraining_takes_each_backbones_own_recipe(catalog: Catalog) -> None:
-    plan = plan_of(catalog, "harmon-tiny", methods=("pretrain",))
-    assert plan.stages[0].recipe == catalog.recipes["harmon-tiny-pretrain"]
 
 
 def test_the_leaderboard_says_that_a_language_model_is_frozen() -> None:

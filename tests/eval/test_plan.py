@@ -109,14 +109,6 @@ def test_a_recipe_sets_the_hints_of_segros_where_nothing_else_does(declared: Cat
     assert isinstance(plain_stage.task.method, SeGroS) and plain_stage.task.method.hint_ratio == 0.3
 
 
-def test_pretraining_takes_the_recipe_named_after_its_backbone(declared: Catalog) -> None:
-    scratch = dataclasses.replace(declared.methods["sft"], name="pretrain", from_scratch=True)
-    recipes = {**declared.recipes, "micro-pretrain": dataclasses.replace(declared.recipes["micro"], batch_size=5)}
-    catalog = dataclasses.replace(declared, methods={**declared.methods, "pretrain": scratch}, recipes=recipes)
-    (stage,) = plan_of(catalog, methods=("pretrain",)).stages
-    assert stage.recipe == recipes["micro-pretrain"]
-
-
 def test_an_evaluator_of_another_world_is_refused_when_named(declared: Catalog) -> None:
     with pytest.raises(PrerequisiteError, match="runs in 'photo', backbone 'micro' draws 'shapes'"):
         plan_of(declared, evaluators=("photos-only",))

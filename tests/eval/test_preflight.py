@@ -12,7 +12,9 @@ import pytest
 from segros_eval.pipeline import preflight
 from segros_eval.pipeline.catalog import Catalog, load_catalog
 from segros_eval.pipeline.plan import Request, RunPlan, Stage, make_plan
-from segros_eval.pipeline.preflight import Problem, check_device, check_plan, damaged, estimate, located, missing_data
+from segros_eval.pipeline.preflight import check_device, check_plan, damaged, estimate, missing_data
+from segros_train.errors import Problem
+from segros_train.files import located
 from segros_train.types import DataCard
 
 
@@ -154,15 +156,6 @@ def test_dialogues_that_a_recipe_does_not_use_are_not_missed() -> None:
     assert missing_data(card, dialogues=False) == []
     (problem,) = missing_data(card)
     assert "i2t_weight=0" in problem.remedy
-
-
-def test_pretraining_needs_no_weights(declared: Catalog, tmp_path: Path, home: Path) -> None:
-    (home / "weights" / "micro" / "model.pth").unlink()
-    (stage,) = plan_of(declared).stages
-    assert check_plan(plan_of(declared), out=tmp_path / "runs", device="cpu")
-    fresh = dataclasses.replace(stage, task=dataclasses.replace(stage.task, from_scratch=True))
-    plan = dataclasses.replace(plan_of(declared), stages=(fresh,))
-    assert check_plan(plan, out=tmp_path / "runs", device="cpu") == []
 
 
 @pytest.fixture

@@ -2,23 +2,41 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from segros_eval.benchmarks.base import Interval, Result, Sample, Score
+from segros_eval.benchmarks.base import Interval, Metric, Result, Sample, Score
 from segros_eval.benchmarks.vqa.pictures import ScenePicture
 from segros_eval.pipeline.items import write_items
 from segros_eval.pipeline.store import write_result, write_scores
 from segros_eval.reporting.compare import Contrast, compare_runs
 from segros_eval.reporting.run_report import render_comparison, render_report
-from segros_eval.statistics.bootstrap import Difference
+from segros_eval.statistics.paired import Difference
+from segros_eval.statistics.tally import item_mean, item_tally, mean_of_groups
 from segros_train.errors import PrerequisiteError
 
 PROMPTS = 30
 DRAWS = 4
+
+
+@dataclass(frozen=True)
+class TwoGroups:
+    """A benchmark whose number is the mean of its groups' means."""
+
+    groups: tuple[str, ...] = ("colors", "counting")
+
+    @property
+    def metrics(self):
+        tally = item_tally()
+        whole = Metric("overall", tally, lambda totals: 100 * mean_of_groups(totals, self.groups), clusters="prompt")
+        return whole, *(item_mean(name, tally, name, factor=100, clusters="prompt") for name in self.groups)
+
+
+DECLARED = {"geneval": SimpleNamespace(evaluator=TwoGroups())}
 
 
 def scores(share: float, *, seed: int = 0) -> list[Score]:
@@ -73,7 +91,7 @@ def run(folder, judged, *, method="segros", **changes):
 
 def test_a_run_compared_with_itself_differs_by_nothing(tmp_path):
     same = scores(0.5)
-    comparison = compare_runs(run(tmp_path / "a", same), run(tmp_path / "b", same))
+    comparison = compare_runs(run(tmp_path / "a", same), run(tmp_path / "b", same), DECLARED)
     assert [item.metric for item in comparison.contrasts] == ["overall", "colors", "counting"]
     for contrast in comparison.contrasts:
         difference = contrast.difference
@@ -83,7 +101,7 @@ def test_a_run_compared_with_itself_differs_by_nothing(tmp_path):
 
 def test_the_compared_difference_is_that_of_the_printed_headlines(tmp_path):
     a, b = scores(0.9), scores(0.3, seed=1)
-    headline = compare_runs(run(tmp_path / "a", a), run(tmp_path / "b", b)).contrasts[0]
+    headline = compare_runs(run(tmp_path / "a", a), run(tmp_path / "b", b), DECLARED).contrasts[0]
     printed = result(a, method="x").metrics["overall"] - result(b, method="y").metrics["overall"]
     assert headline.difference.estimate == pytest.approx(printed, abs=1e-9)
     assert headline.distinguishable and headline.verdict.endswith("A is higher at 95%")
@@ -105,21 +123,29 @@ def test_a_verdict_says_what_the_interval_allows(estimate, interval, verdict):
 def test_an_item_that_one_run_left_unscored_is_left_out_and_counted(tmp_path):
     a, b = scores(0.9), scores(0.3, seed=1)
     a[0] = replace(a[0], status="unscored", value=None)
-    comparison = compare_runs(run(tmp_path / "a", a), run(tmp_path / "b", b))
+    comparison = compare_runs(run(tmp_path / "a", a), run(tmp_path / "b", b), DECLARED)
     difference = comparison.contrasts[0].difference
     assert (difference.num_items, difference.num_left_out) == (PROMPTS * DRAWS - 1, 1)
 
 
-def test_a_headline_that_is_no_mean_is_replaced_by_the_mean_over_items(tmp_path):
-    judged = scores(0.5)
-    for name in ("a", "b"):
-        run(tmp_path / name, judged, metrics={"f1": 12.3})
-    assert compare_runs(tmp_path / "a", tmp_path / "b").contrasts[0].metric == "mean over items"
+def test_an_evaluation_that_is_not_declared_here_is_not_compared(tmp_path):
+    a, b = (run(tmp_path / name, scores(0.5)) for name in "ab")
+    with pytest.raises(PrerequisiteError, match="geneval: no declared evaluation of this name"):
+        compare_runs(a, b, {})
+
+
+def test_runs_are_compared_under_the_options_they_were_made_with(tmp_path):
+    made = {"evaluator": {"type": "TwoGroups", "groups": ["counting"]}}
+    a, b = (run(tmp_path / name, scores(0.5), provenance=made) for name in "ab")
+    assert [item.metric for item in compare_runs(a, b, DECLARED).contrasts] == ["overall", "counting"]
+    c = run(tmp_path / "c", scores(0.5), provenance={"evaluator": {"type": "GenEval"}})
+    with pytest.raises(PrerequisiteError, match="no declared evaluation of this name and kind"):
+        compare_runs(c, c, DECLARED)
 
 
 def test_groups_that_share_their_clusters_are_resampled_together(tmp_path):
     judged = [replace(score, cluster_id=str(int(score.cluster_id) // 2)) for score in scores(0.5)]
-    comparison = compare_runs(run(tmp_path / "a", judged), run(tmp_path / "b", judged))
+    comparison = compare_runs(run(tmp_path / "a", judged), run(tmp_path / "b", judged), DECLARED)
     assert [item.metric for item in comparison.contrasts] == ["overall", "colors", "counting"]
 
 
@@ -127,22 +153,22 @@ def test_runs_by_another_protocol_are_not_compared(tmp_path):
     a = run(tmp_path / "a", scores(0.5))
     b = run(tmp_path / "b", scores(0.5), protocol="geneval@other")
     with pytest.raises(PrerequisiteError, match="protocol geneval@test, B geneval@other"):
-        compare_runs(a, b)
+        compare_runs(a, b, DECLARED)
 
 
 def test_runs_without_a_common_evaluation_are_refused(tmp_path):
     a = run(tmp_path / "a", scores(0.5))
     (tmp_path / "b").mkdir()
     with pytest.raises(PrerequisiteError, match="share no evaluation"):
-        compare_runs(a, tmp_path / "b")
+        compare_runs(a, tmp_path / "b", DECLARED)
     with pytest.raises(PrerequisiteError, match="no run folder"):
-        compare_runs(a, tmp_path / "nowhere")
+        compare_runs(a, tmp_path / "nowhere", DECLARED)
 
 
 @pytest.mark.parametrize("fmt", ["md", "html"])
 def test_a_rendered_comparison_opens_with_the_verdict_on_the_headline(tmp_path, fmt):
     same = scores(0.5)
-    comparison = compare_runs(run(tmp_path / "a", same), run(tmp_path / "b", same))
+    comparison = compare_runs(run(tmp_path / "a", same), run(tmp_path / "b", same), DECLARED)
     text = render_comparison(comparison, fmt=fmt)
     assert text.index("geneval overall: difference 0.0") < text.index("McNemar")
 

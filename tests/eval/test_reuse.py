@@ -9,6 +9,7 @@ import pytest
 from segros_eval.benchmarks.geneval.benchmark import GenEval
 from segros_eval.benchmarks.vqa.pope import POPE
 from segros_eval.pipeline import keys
+from segros_eval.pipeline.catalog import load_catalog
 from segros_eval.pipeline.reuse import (
     Code,
     begin,
@@ -22,6 +23,7 @@ from segros_eval.pipeline.reuse import (
 from segros_train.methods.segros import SeGroS
 from segros_train.methods.sft import SFT
 
+CARD = load_catalog(Path(__file__).parents[2] / "tasks").backbones["harmon-tiny"]
 SOURCE = '''"""Text."""
 import math
 
@@ -54,7 +56,7 @@ def test_syntax_counts_and_prose_does_not(old: str, new: str, counts: bool) -> N
 
 
 def test_a_closure_holds_the_method_the_family_and_their_readers_and_no_other_family() -> None:
-    names = set(code_of(*training_modules("harmon", SeGroS())).sources)
+    names = set(code_of(*training_modules(CARD, SeGroS())).sources)
     assert {
         "segros_train.methods.segros",
         "segros_train.methods.grounding",
@@ -69,7 +71,7 @@ def test_a_closure_holds_the_method_the_family_and_their_readers_and_no_other_fa
 
 
 def test_an_edited_method_changes_its_own_training_alone() -> None:
-    segros, sft = (code_of(*training_modules("harmon", method)) for method in (SeGroS(), SFT()))
+    segros, sft = (code_of(*training_modules(CARD, method)) for method in (SeGroS(), SFT()))
     assert "segros_train.methods.segros" not in sft.sources
     assert changed(segros, with_source(segros, "segros_train.methods.segros", "HINT_RATIO = 0.3", "HINT_RATIO = 0.4"))
 
@@ -163,6 +165,6 @@ def test_a_digest_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_version_is_the_one_that_a_class_declares() -> None:
     class Newer(SFT):
-        version = 2
+        version = 5
 
-    assert (keys.version_of(SFT()), keys.version_of(Newer()), keys.version_of(None)) == (1, 2, 1)
+    assert (keys.version_of(SFT()), keys.version_of(Newer()), keys.version_of(None)) == (2, 5, 1)

@@ -272,18 +272,18 @@ def test_a_result_of_code_that_reads_pictures_otherwise_is_not_reused(
     (first,) = run(monkeypatch, plan_of(declared), tmp_path, Draughtsman())
     for folder in (first.folder / "responses", first.folder / "evals" / "geneval"):
         code = read_code(folder)
-        assert code is not None and old in code.sources["segros_eval.pipeline.store"]
+        assert code is not None and old in code.sources["segros_eval.benchmarks.images"]
         # As if the present code had been edited since.
         other = {
             **code.sources,
-            "segros_eval.pipeline.store": code.sources["segros_eval.pipeline.store"].replace(old, new),
+            "segros_eval.benchmarks.images": code.sources["segros_eval.benchmarks.images"].replace(old, new),
         }
         write_code(folder, Code(other))
     draughtsman, watcher = Draughtsman(), Watcher()
     (again,) = run(monkeypatch, plan_of(declared), tmp_path, draughtsman, watcher)
     assert again.reused == is_reused
     assert draughtsman.num_drawn == (0 if is_reused else cli_world.NUM_IMAGES)
-    assert any("segros_eval.pipeline.store" in note for note in watcher.notes) != is_reused
+    assert any("segros_eval.benchmarks.images" in note for note in watcher.notes) != is_reused
 
 
 def test_by_key_a_result_of_other_code_is_taken_and_said(

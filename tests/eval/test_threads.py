@@ -38,7 +38,7 @@ def needs_gomp() -> None:
 @pytest.mark.usefixtures("needs_gomp")
 def test_the_runtime_that_torch_loads_has_read_that_threads_wait_passively() -> None:
     found = runtime_settings()
-    assert (found["OMP_WAIT_POLICY"], found["GOMP_SPINCOUNT"]) == ("PASSIVE", "0")
+    assert (found["OMP_WAIT_POLICY"], found["GOMP_SPINCOUNT"]) == ("PASSIVE", PASSIVE_THREADS["GOMP_SPINCOUNT"])
 
 
 @pytest.mark.usefixtures("needs_gomp")

@@ -24,7 +24,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cli_world.World]
     """Yield a world with one finished run, its checkpoint's run, and its images in the official layout."""
     world = cli_world.build(tmp_path_factory.mktemp("world"))
     with pytest.MonkeyPatch.context() as patch:
-        prepare(world, patch)
+        world.enter(patch)
         for arguments in (
             (*RUN,),
             ("train", "--method", "sft", "--backbone", "micro", "--set", "optimizer_steps=1"),
@@ -36,15 +36,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cli_world.World]
     yield world
 
 
-def prepare(world: cli_world.World, patch: pytest.MonkeyPatch) -> None:
-    patch.chdir(world.folder)
-    for name, value in (("SEGROS_HOME", str(world.folder / "home")), ("COLUMNS", "100"), ("NO_COLOR", "1")):
-        patch.setenv(name, value)
-
-
 @pytest.fixture
 def segros(world: cli_world.World, monkeypatch: pytest.MonkeyPatch) -> Segros:
-    prepare(world, monkeypatch)
+    world.enter(monkeypatch)
     return lambda *arguments: CliRunner().invoke(app.app, [str(argument) for argument in arguments])
 
 
@@ -242,7 +236,7 @@ def test_every_other_command_refuses_what_it_cannot_use(segros: Segros, argument
 def test_declarations_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = cli_world.declare(tmp_path)
     (tasks / "train" / "mine.py").write_text("from segros_train.method import TrainTask\nmine = TrainTask(nam='x')\n")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("segros_eval.pipeline.catalog.find_tasks", lambda: tasks)
     assert_refused(CliRunner().invoke(app.app, ["list"]), "mine.py", "nam")
 
 

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 from hostile_files import DAMAGED, HOSTILE
+from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 
+from pretraining import fitting, scenes
 from segros_eval.benchmarks.dpgbench.mplug import answerer
 from segros_eval.benchmarks.dpgbench.mplug.files import FILES, WEIGHTS, mplug_folder
 from segros_eval.benchmarks.geneval.detector import colors, mmdet_worker, weights
@@ -25,14 +27,9 @@ from segros_eval.pipeline.catalog import load_catalog
 from segros_train import weight_files
 from segros_train.backbones.common import pretrained
 from segros_train.backbones.common.weights import SHIPPED_WEIGHTS
-from segros_train.backbones.harmon.config import VaeConfig
 from segros_train.backbones.loading import load
 from segros_train.data import latent_cache
 from segros_train.errors import PrerequisiteError
-from segros_train.pretraining import encoded, fitting
-from segros_train.pretraining.harmon import autoencoder
-from segros_train.pretraining.showo import fitting as showo_fitting
-from segros_train.pretraining.showo import pretrain as showo_pretrain
 from segros_train.training import checkpoint
 from segros_train.types import BackboneCard, WeightFile
 
@@ -74,20 +71,17 @@ def read_mplug(path: Path) -> object:
 
 
 def read_latents(path: Path) -> object:
-    index = {"format": latent_cache.FORMAT, "tensors": ["latents"], "items": ["a"]}
-    beside(path, index=index)
-    return latent_cache.LatentCache(path.parent)["a"]["latents"]
+    image = Image.new("RGB", (2, 2))
+    beside(path, index={"format": latent_cache.FORMAT, "items": {"a": latent_cache._digest(image)}})
+    latents = latent_cache.LatentCache(path.parent).latents("a", image)
+    assert latents is not None
+    return latents["latents"]
 
 
 def encode_latents(path: Path) -> object:
-    beside(path, **{path.stem: {"captions": False, "items": ["a"]}})
+    beside(path, **{path.stem: {"a": "0"}})
     nothing: Any = None
     return latent_cache.encode(nothing, [nothing], path.parent)  # type: ignore[arg-type]
-
-
-def resume_autoencoder(path: Path) -> object:
-    config = VaeConfig(embed_dim=4, ch=8, ch_mult=(1, 1, 2), num_res_blocks=1, num_groups=4)
-    return autoencoder.pretrain_autoencoder(config, autoencoder.AutoencoderRecipe(), directory=path.parent)
 
 
 def load_training_state(path: Path) -> None:
@@ -97,17 +91,13 @@ def load_training_state(path: Path) -> None:
 
 
 def resume_fit(path: Path) -> None:
-    module, recipe = nn.Linear(1, 1), fitting.PartRecipe(steps=1, batch_size=1, learning_rate=1.0)
-    fitting.fit(module, list(module.parameters()), lambda *_: torch.zeros(1), recipe, path=path, seed=0)
+    recipe = fitting.PartRecipe(steps=1, batch_size=1, learning_rate=1.0)
+    fitting.fit(path.stem, nn.Linear(1, 1), lambda *_: torch.zeros(1), recipe, fitting.Run(path.parent))
 
 
-def resume_showo_fit(path: Path) -> None:
-    showo_fitting.fit(nn.Linear(1, 1), lambda _: torch.zeros(1), showo_fitting.Fit(steps=1), path=path)
-
-
-def encoded_codes(path: Path) -> object:
+def stored_scenes(path: Path) -> object:
     nothing: Any = None
-    return showo_pretrain._encoded(nothing, path, num_scenes=1)
+    return scenes.encoded_scenes(nothing, fitting.Run(path.parent))
 
 
 READERS: Mapping[str, tuple[Reader, ...]] = {
@@ -125,18 +115,15 @@ READERS: Mapping[str, tuple[Reader, ...]] = {
         Reader("a.ckpt", pretrained.read_state),
         Reader("a.safetensors", pretrained.read_state),
     ),
-    "segros_train/pretraining/encoded.py:stored_scenes": (
-        Reader("a.pt", lambda path: encoded.stored_scenes(path, list[encoded.EncodedScenes])),
-    ),
-    "segros_train/pretraining/fitting.py:fit": (Reader("a.pt", resume_fit),),
-    "segros_train/pretraining/harmon/autoencoder.py:pretrain_autoencoder": (Reader("vae.pt", resume_autoencoder),),
-    "segros_train/pretraining/showo/fitting.py:fit": (Reader("a.pt", resume_showo_fit),),
-    "segros_train/pretraining/showo/pretrain.py:_encoded": (Reader("codes.safetensors", encoded_codes),),
+    "pretraining/fitting.py:fit": (Reader("a.pt", resume_fit),),
+    "pretraining/scenes.py:encoded_scenes": (Reader("scenes.pt", stored_scenes),),
     "segros_train/training/checkpoint.py:load_training_state": (
         Reader(checkpoint.TRAINING_STATE, load_training_state),
     ),
-    "segros_train/data/latent_cache.py:encode": (Reader("items-00000.safetensors", encode_latents),),
-    "segros_train/data/latent_cache.py:read": (Reader("items-00000.safetensors", read_latents),),
+    "segros_train/data/latent_cache.py:_opened": (
+        Reader("items-00000.safetensors", encode_latents),
+        Reader("items-00000.safetensors", read_latents),
+    ),
     "segros_train/weight_files.py:open_weight_file": (
         Reader("a.safetensors", lambda path: weight_files.open_weight_file(path, remedy="")),
     ),
@@ -163,7 +150,7 @@ def marker(tmp_path: Path) -> Iterator[Path]:
 def opening_functions() -> set[str]:
     """Return every function of the library that opens weights, as `file:function`."""
     found = set()
-    for package in ("segros_train", "segros_eval"):
+    for package in ("segros_train", "segros_eval", "pretraining"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.FunctionDef) and any(

@@ -46,22 +46,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> cli_world.World:
     """Return a world with a run of `none` and `sft` that nothing disturbed."""
     world = cli_world.build(tmp_path_factory.mktemp("world"))
     with pytest.MonkeyPatch.context() as patch:
-        prepare(world, patch)
+        world.enter(patch)
         done = CliRunner().invoke(app.app, [*RUN, "--method", "none,sft", "--out", "undisturbed"])
     assert done.exit_code == 0, done.output
     return world
 
 
-def prepare(world: cli_world.World, patch: pytest.MonkeyPatch) -> None:
-    patch.chdir(world.folder)
-    for name, value in (("SEGROS_HOME", str(world.folder / "home")), ("COLUMNS", "100"), ("NO_COLOR", "1")):
-        patch.setenv(name, value)
-
-
 @pytest.fixture
 def segros(world: cli_world.World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Segros]:
     """Yield the command; its runs are cleared away afterwards."""
-    prepare(world, monkeypatch)
+    world.enter(monkeypatch)
     yield lambda *arguments: CliRunner().invoke(app.app, [*map(str, arguments), "--out", "runs"])
     shutil.rmtree(world.folder / "runs", ignore_errors=True)
 
@@ -210,7 +204,7 @@ def test_weights_that_memory_does_not_hold_are_not_called_damaged(
 def test_a_command_without_cells_says_it_in_a_sentence_too(
     world: cli_world.World, monkeypatch: pytest.MonkeyPatch, run_out: Callable[[], None], found: str
 ) -> None:
-    prepare(world, monkeypatch)
+    world.enter(monkeypatch)
     monkeypatch.setattr("segros_train.backbones.loading.load", lambda *_, **__: run_out())
     checkpoint = next(only(world, "undisturbed", "sft").glob("train/checkpoints/step-*"))
     done = CliRunner().invoke(app.app, ["export", str(checkpoint)])

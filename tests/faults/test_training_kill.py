@@ -21,9 +21,9 @@ from segros_train.backbones.harmon.model import HarmonModel, initialise
 from segros_train.backbones.harmon.prompts import HarmonTokenizer
 from segros_train.data.shapes.captions import corpus
 from segros_train.data.shapes.sets import GenerationSet, InstructionSet
+from segros_train.data.shapes.tokenizer import build_tokenizer
 from segros_train.data.shapes.world import IMAGE_PX
 from segros_train.methods.segros import SeGroS
-from segros_train.pretraining.tiny import build_tokenizer
 from segros_train.training.loop import train
 from segros_train.types import BackboneCard, GenerationSettings, Recipe
 

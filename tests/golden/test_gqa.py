@@ -10,6 +10,7 @@ import pytest
 from questions_golden import Case, asked, differing, judged, load
 
 from segros_eval.benchmarks.vqa.gqa import GQA
+from segros_eval.statistics.bootstrap import point_estimates
 from segros_eval.statistics.clustered import mean_stderr
 
 
@@ -37,7 +38,7 @@ def test_gqa_scores_every_answer_as_each_harness_does(recorded: Any) -> None:
 def test_gqa_sums_up_as_each_harness_does(recorded: Any) -> None:
     cases, aggregate = recorded
     scores = judged(GQA(), asked(cases, cluster="imageId"), cases)
-    metrics = GQA().aggregate(scores)
+    metrics = point_estimates(GQA().metrics, scores)
     assert metrics["accuracy"] == pytest.approx(100 * aggregate["exact_match"])
     assert metrics["strict_lower"] == pytest.approx(aggregate["strict_lower_accuracy_pct"])
     values = [score.value for score in scores if score.value is not None]

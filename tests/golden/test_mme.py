@@ -12,6 +12,7 @@ from questions_golden import Case, asked, differing, judged, load
 from segros_eval.benchmarks.vqa.categories import COGNITION, PERCEPTION
 from segros_eval.benchmarks.vqa.mme import MME
 from segros_eval.benchmarks.vqa.questions import Rules
+from segros_eval.statistics.bootstrap import point_estimates
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,9 @@ def test_mme_sorts_categories_into_perception_and_cognition(recorded: Any) -> No
 
 def test_mme_sums_up_as_lmms_eval_does(recorded: Any) -> None:
     cases, aggregate = recorded
-    metrics = MME().aggregate(judged(MME(), asked(cases, cluster="question_id", group="category"), cases))
+    metrics = point_estimates(
+        MME().metrics, judged(MME(), asked(cases, cluster="question_id", group="category"), cases)
+    )
     assert metrics["perception"] == pytest.approx(aggregate["mme_perception_score"])
     assert metrics["cognition"] == pytest.approx(aggregate["mme_cognition_score"])
     found = {name: metrics[name] for name in (*PERCEPTION, *COGNITION) if metrics[name] is not None}
@@ -58,7 +61,9 @@ def test_mme_sums_up_as_lmms_eval_does(recorded: Any) -> None:
 def test_mme_sums_up_as_vlmevalkit_does_under_its_name(recorded: Any) -> None:
     cases, aggregate = recorded
     evaluator = MME(rules="vlmevalkit")
-    metrics = evaluator.aggregate(judged(evaluator, asked(cases, cluster="question_id", group="category"), cases))
+    metrics = point_estimates(
+        evaluator.metrics, judged(evaluator, asked(cases, cluster="question_id", group="category"), cases)
+    )
     theirs = dict(aggregate["vlmevalkit"])
     assert metrics["cognition"] == pytest.approx(theirs.pop("reasoning"))
     assert {name: metrics[name] for name in theirs} == pytest.approx(theirs)

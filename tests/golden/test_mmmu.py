@@ -13,6 +13,7 @@ from segros_eval.benchmarks.vqa.categories import DOMAINS, options_of, subject_o
 from segros_eval.benchmarks.vqa.choices import infer_choice, lmms_letter, official_letter, open_readings
 from segros_eval.benchmarks.vqa.mmmu import MMMU, gold_answers
 from segros_eval.benchmarks.vqa.questions import Rules
+from segros_eval.statistics.bootstrap import point_estimates
 
 READERS = {
     "parsed": lmms_letter,
@@ -83,7 +84,7 @@ def test_mmmu_scores_no_free_answer_under_the_name_of_lmms_eval(recorded: Any) -
 def test_mmmu_sums_up_as_upstream_does_when_it_guesses(recorded: Any, rules: Rules, name: str) -> None:
     cases, aggregate = recorded
     evaluator = MMMU(rules=rules, random_fallback=True)
-    metrics = evaluator.aggregate(judged(evaluator, asked(cases, cluster="id", group="subject"), cases))
+    metrics = point_estimates(evaluator.metrics, judged(evaluator, asked(cases, cluster="id", group="subject"), cases))
     table = {label.removeprefix("Overall-"): row["acc"] for label, row in aggregate[name]["table"].items()}
     assert round((metrics["accuracy"] or 0) / 100, 5) == table.pop("Overall") == aggregate[name]["acc"]
     assert set(table) <= {*DOMAINS, *(subject for subjects in DOMAINS.values() for subject in subjects)}
@@ -93,7 +94,7 @@ def test_mmmu_sums_up_as_upstream_does_when_it_guesses(recorded: Any, rules: Rul
 def test_mmmu_credits_an_unread_letter_with_the_mean_of_all_guesses(recorded: Any) -> None:
     cases, _ = recorded
     scores = judged(MMMU(), asked(cases, cluster="id", group="subject"), cases)
-    metrics = MMMU().aggregate(scores)
+    metrics = point_estimates(MMMU().metrics, scores)
     unread = [len(options_of(c["doc"])) for c, s in zip(cases, scores, strict=True) if s.status == "unparsed"]
     right = sum(score.value or 0 for score in scores)
     assert metrics["accuracy"] == pytest.approx(100 * right / len(cases))

@@ -12,6 +12,7 @@ from questions_golden import Case, asked, differing, judged, load
 from segros_eval.benchmarks.vqa.categories import SPLITS
 from segros_eval.benchmarks.vqa.pope import POPE
 from segros_eval.benchmarks.vqa.yes_no import exact, first_sentence
+from segros_eval.statistics.bootstrap import point_estimates
 
 NAMES = {"accuracy": "accuracy", "f1": "f1_score", "precision": "precision", "recall": "recall"}
 
@@ -23,7 +24,7 @@ def recorded(golden_set: Callable[[str], Path]) -> tuple[list[Case], Mapping[str
 
 def metrics_of(evaluator: POPE, cases: Any) -> Mapping[str, float | None]:
     samples = asked(cases, cluster="image_source", group="category")
-    return evaluator.aggregate(judged(evaluator, samples, cases))
+    return point_estimates(evaluator.metrics, judged(evaluator, samples, cases))
 
 
 def percent(values: Mapping[str, float], names: Mapping[str, str] = NAMES) -> dict[str, Any]:

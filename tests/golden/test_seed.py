@@ -12,6 +12,7 @@ from questions_golden import Case, asked, differing, judged, load
 from segros_eval.benchmarks.vqa.categories import DIMENSIONS
 from segros_eval.benchmarks.vqa.choices import first_character
 from segros_eval.benchmarks.vqa.seed import SEED
+from segros_eval.statistics.bootstrap import point_estimates
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,9 @@ def recorded(golden_set: Callable[[str], Path]) -> tuple[list[Case], Mapping[str
 
 
 def metrics_of(evaluator: SEED, cases: Any) -> Mapping[str, float | None]:
-    return evaluator.aggregate(judged(evaluator, asked(cases, cluster="data_id", group="question_type_id"), cases))
+    return point_estimates(
+        evaluator.metrics, judged(evaluator, asked(cases, cluster="data_id", group="question_type_id"), cases)
+    )
 
 
 def test_seed_asks_what_lmms_eval_asks(recorded: Any) -> None:
@@ -72,7 +75,8 @@ def test_seed_sums_up_each_dimension(recorded: Any) -> None:
         for case in cases
         if case["doc"]["question_type_id"] in DIMENSIONS
     ]
-    metrics = SEED().aggregate(judged(SEED(), asked(named, cluster="data_id", group="dimension"), named))
+    scores = judged(SEED(), asked(named, cluster="data_id", group="dimension"), named)
+    metrics = point_estimates(SEED().metrics, scores)
     for number, name in DIMENSIONS.items():
         if str(number) in aggregate["per_question_type_id"]:
             assert metrics[name] == pytest.approx(100 * aggregate["per_question_type_id"][str(number)])

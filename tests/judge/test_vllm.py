@@ -93,7 +93,7 @@ def test_compbench_is_scored_end_to_end_though_the_server_is_killed_once(
 
     threading.Thread(target=kill_in_the_middle, daemon=True).start()
     bench = CompBench(judge_model=model, shapes_prompts_per_category=PER_CATEGORY)
-    task = EvalTask("compbench", "CompBench", bench, "image", ("photo", "shapes"))
+    task = EvalTask("compbench", "CompBench", bench, ("photo", "shapes"))
     scored = score_folder(task, images, tools=Tools(judge=judge), world="shapes")
     assert killed.is_set(), "the server was not killed"
     assert server_pid(judge) != pid
@@ -109,7 +109,7 @@ def test_compbench_is_scored_end_to_end_though_the_server_is_killed_once(
 
 def test_what_was_judged_is_not_judged_again(judge: JudgeClient, model: str, images: Path) -> None:
     bench = CompBench(judge_model=model, shapes_prompts_per_category=PER_CATEGORY)
-    task = EvalTask("compbench", "CompBench", bench, "image", ("photo", "shapes"))
+    task = EvalTask("compbench", "CompBench", bench, ("photo", "shapes"))
     first = score_folder(task, images, tools=Tools(judge=judge), world="shapes")
     asked = judge.record["num_asked"]
     again = score_folder(task, images, tools=Tools(judge=judge), world="shapes")

@@ -88,7 +88,7 @@ def tools(checkpoint: Path) -> Iterator[Tools]:
 
 
 def task() -> EvalTask:
-    return EvalTask("geneval", "GenEval", GenEval(detector="mmdet", threshold=0.01), "image", ("photo", "shapes"))
+    return EvalTask("geneval", "GenEval", GenEval(detector="mmdet", threshold=0.01), ("photo", "shapes"))
 
 
 def painted(*sizes: tuple[int, int]) -> list[Image.Image]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from traces import FAMILIES, METHODS, RECORDED, trace, verdict, versions
+from traces import FAMILIES, METHODS, RECORDED, low_trace, trace, verdict, versions
 
 from segros_eval.pipeline.catalog import Catalog, load_catalog
 from segros_train import equations, masking
@@ -39,10 +39,25 @@ def read_recorded() -> dict[str, Any]:
 def test_a_method_trains_a_family_to_the_losses_of_its_version(
     catalog: Catalog, method: str, family: str, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    task, name, recorded = catalog.methods[method], f"{method} on {family}", read_recorded()
+    task = catalog.methods[method]
     found = {"versions": versions(task, family), "trace": trace(task, family, tmp_path)}
+    compare(f"{method} on {family}", found, is_recording=pytestconfig.getoption("--record"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_segros_trains_a_family_in_bf16_by_chunks_to_the_losses_of_its_version(
+    catalog: Catalog, family: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    task = catalog.methods["segros"]
+    found = {"versions": versions(task, family), "trace": low_trace(task, family, tmp_path)}
+    compare(f"segros on {family} in bf16", found, is_recording=pytestconfig.getoption("--record"))
+
+
+def compare(name: str, found: dict[str, Any], *, is_recording: bool) -> None:
+    """Hold a trace to the recorded one, after recording it where it is new and that is asked."""
+    recorded = read_recorded()
     is_new = name not in recorded or recorded[name]["versions"] != found["versions"]
-    if is_new and pytestconfig.getoption("--record"):
+    if is_new and is_recording:
         recorded[name] = found
         RECORDED.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     fault = verdict(name, found, recorded.get(name))
@@ -58,7 +73,11 @@ def test_a_method_trains_a_family_to_the_losses_of_its_version(
         pytest.param("segros", "showo", masking, "top_indices", lambda f: masking.bottom_indices),
         pytest.param("drop-loss", "showo", masking, "top_mask", lambda f: masking.bottom_mask),
         pytest.param(
-            "reca", "showo", reca, "native_mask", lambda f: lambda seen, ratio, rng: f(seen, ratio, rng=rng).roll(1, 1)
+            "reca",
+            "showo",
+            reca,
+            "native_mask",
+            lambda f: lambda *given, **drawn: f(*given, **drawn).roll(1, 1),
         ),
         pytest.param("sft", "showo", loop, "learning_rate", lambda f: lambda recipe, step: f(recipe, step + 1)),
     ],

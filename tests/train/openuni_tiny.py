@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from PIL import Image
+from steps import draws_of
 
+from pretraining.openuni_parts import build_tokenizer
 from segros_train.backbones.openuni.adapter import OpenUni
 from segros_train.backbones.openuni.config import (
     AutoencoderConfig,
@@ -19,7 +21,6 @@ from segros_train.backbones.openuni.config import (
     VisionConfig,
 )
 from segros_train.backbones.openuni.loading import fresh
-from segros_train.pretraining.openuni.parts import build_tokenizer
 from segros_train.types import BackboneCard, GenerationBatch, GenerationSettings, InstructionBatch, Turn, WeightFile
 
 CONFIG = OpenUniConfig(
@@ -95,7 +96,8 @@ def changed(**fields: Any) -> OpenUniConfig:
 def generation_batch(*captions: str, seed: int = 0) -> GenerationBatch:
     """Build random images with captions."""
     images = torch.rand(len(captions), 3, 96, 96, generator=rng(seed)) * 2 - 1
-    return GenerationBatch(images, captions, tuple(f"item-{index}" for index in range(len(captions))))
+    ids = tuple(f"item-{index}" for index in range(len(captions)))
+    return GenerationBatch(images, captions, ids, draws_of(len(captions)))
 
 
 def instruction_batch(*dialogues: tuple[tuple[str, str], ...], seed: int = 0) -> InstructionBatch:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from steps import draws_of
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from segros_train.backbones.showo.adapter import Showo
@@ -79,7 +80,8 @@ def generation_batch(*captions: str, seed: int = 0) -> GenerationBatch:
     """Build random images with captions."""
     rng = torch.Generator().manual_seed(seed)
     images = torch.rand(len(captions), 3, 16, 16, generator=rng) * 2 - 1
-    return GenerationBatch(images, captions, tuple(f"item-{index}" for index in range(len(captions))))
+    ids = tuple(f"item-{index}" for index in range(len(captions)))
+    return GenerationBatch(images, captions, ids, draws_of(len(captions)))
 
 
 def instruction_batch(*dialogues: tuple[tuple[str, str], ...], seed: int = 0) -> InstructionBatch:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from steps import draws_of
 
 from segros_eval.pipeline.catalog import load_catalog
 from segros_train.backbone import Backbone
@@ -37,10 +38,9 @@ def test_the_loss_of_drawing_is_the_same_under_the_same_draws(pair: tuple[Backbo
     for backbone, device in zip(pair, ("cpu", DEVICE), strict=True):
         batch = drawn(backbone, device)
         with torch.no_grad():
-            seen = backbone.embed(batch)
-            ratio = backbone.masking_ratio(4, torch.Generator().manual_seed(1))
-            supervision = SFT().supervise(seen, ratio, torch.Generator().manual_seed(2))
-            losses.append(float(backbone.t2i_loss(batch, supervision, torch.Generator().manual_seed(3))))
+            encoded, draws = backbone.encode(batch), draws_of(4)
+            supervision = SFT().supervise(backbone.embed(encoded), backbone.masking_ratio(draws), draws)
+            losses.append(float(backbone.t2i_loss(encoded, supervision, draws)))
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 

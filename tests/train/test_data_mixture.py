@@ -2,11 +2,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from toy_training import ToyDialogues, ToyImages, noisy_pixels
 
 from segros_train.data.batches import EpochOrder, MicroBatches, Share, generation_batches, instruction_batches, stream
-from segros_train.data.samples import GenerationSample
 
 
 def images(*, rank: int = 0, num_ranks: int = 1, batch_size: int = 4, seed: int = 0, **source: object) -> MicroBatches:
@@ -79,19 +77,3 @@ def test_an_unreadable_item_is_left_out_by_name_and_never_replaced() -> None:
 
 def index_of(item_id: str) -> int:
     return int(item_id.removeprefix("image-"))
-
-
-def test_what_captions_tell_of_stays_with_its_image_and_is_unknown_unless_known_of_all() -> None:
-    image = Image.new("RGB", (4, 4))
-    known = [GenerationSample("a", image, "one", (1, 3)), GenerationSample("b", image, "two", (0,))]
-    for samples, expected in ((known, {"a": (1, 3), "b": (0,)}), ([*known, GenerationSample("c", image, "x")], None)):
-        batches = generation_batches(
-            samples,
-            transform=lambda image, rng: torch.zeros(3, 4, 4),
-            batch_size=len(samples),
-            seed=0,
-            share=Share(0, 1),
-        )
-        batch = batches[0].batch
-        assert batch is not None
-        assert (None if batch.told is None else dict(zip(batch.item_ids, batch.told, strict=True))) == expected

@@ -15,12 +15,15 @@ from harmon_tiny import (
     rng,
     tiny_harmon,
 )
+from steps import draws_of, t2i_loss
 
 from segros_eval.pipeline.catalog import load_catalog
 from segros_train.backbone import Realisation
 from segros_train.backbones.harmon.adapter import Harmon, visible_indices
 from segros_train.backbones.harmon.diffusion import draw_timesteps, training_steps
+from segros_train.backbones.harmon.mar import gather_rows
 from segros_train.backbones.harmon.model import HarmonModel, scale_gradient
+from segros_train.draws import Draws
 from segros_train.types import Supervision
 
 TASKS = Path(__file__).parents[2] / "tasks"
@@ -41,7 +44,7 @@ def some_hints(size: int, count: int) -> torch.Tensor:
 
 def loss(harmon: Harmon, supervision: Supervision, *captions: str, seed: int = 0) -> float:
     batch = generation_batch(*captions)
-    return harmon.t2i_loss(batch, supervision, rng(seed)).item()
+    return t2i_loss(harmon, batch, supervision, seed=seed).item()
 
 
 @pytest.mark.parametrize("attention", ["paper", "native"])
@@ -97,11 +100,11 @@ def test_hints_stand_in_front_of_a_caption_and_behind_the_users_turn_of_a_recons
 
 
 def test_a_reconstruction_from_all_hints_sees_the_buffers_and_no_other_does(harmon: Harmon) -> None:
-    latents = harmon.model.encode_images(generation_batch(*CAPTIONS).images)
+    encoded = harmon.encode(generation_batch(*CAPTIONS))
     every = torch.arange(NUM_CELLS).expand(2, -1)
 
     def count(caption: bool, hints: torch.Tensor) -> int:
-        return harmon._hints(latents, Supervision(caption, hints, masks(2, 12))).shape[1]
+        return harmon._hints(encoded, Supervision(caption, hints, masks(2, 12))).shape[1]
 
     assert count(False, every) == NUM_CELLS + CONFIG.mar.buffer_size
     assert count(True, every) == NUM_CELLS
@@ -124,16 +127,16 @@ def test_a_dropped_caption_leaves_the_hints(harmon: Harmon) -> None:
 def test_the_loss_is_the_mean_over_the_target_alone(harmon: Harmon) -> None:
     batch, masked = generation_batch(*CAPTIONS), masks(2, 12)
     target = masked & (torch.rand(2, NUM_CELLS, generator=rng(3)) < 0.5)
-    measured = harmon.t2i_loss(batch, Supervision(caption=True, masked=masked, target=target), rng())
-    draws = rng()
-    torch.rand(2, generator=draws)
+    measured = t2i_loss(harmon, batch, Supervision(caption=True, masked=masked, target=target))
     latents = harmon.model.encode_images(batch.images)
     prompts = harmon.tokenizer.pad([harmon.tokenizer.caption(text) for text in CAPTIONS], device=harmon.device)
     text = harmon.model.llm.model.embed_tokens(prompts.ids)
     conditions = harmon.model.conditions(text, prompts.valid, latents, visible_indices(masked))
-    shape = (CONFIG.mar.diffusion.batch_mul, int(target.sum()))
-    timesteps = torch.randint(1000, shape, generator=draws)
-    noise = torch.randn(*shape, CONFIG.vae.embed_dim, generator=draws)
+    # Each cell of each item has its draws, whether it is a target or not.
+    repeats, draws = CONFIG.mar.diffusion.batch_mul, draws_of(2)
+    timesteps = draws.of_items("timesteps", lambda rng: torch.randint(1000, (repeats, NUM_CELLS), generator=rng))
+    noise = draws.normal("noise", NUM_CELLS, repeats, CONFIG.vae.embed_dim)[target].transpose(0, 1)
+    timesteps = timesteps.transpose(1, 2)[target].T
     expected = harmon.model.mar.diffloss.row_losses(
         conditions[target], latents.flatten(1, 2)[target], timesteps=timesteps, noise=noise
     )
@@ -154,12 +157,14 @@ def test_a_supervision_that_cannot_be_realised_is_refused(harmon: Harmon, superv
         loss(harmon, supervision, *CAPTIONS)
 
 
-def test_embeddings_are_those_of_the_caption_and_of_the_whole_image_without_dropout(tmp_path: Path) -> None:
+def test_embeddings_are_those_of_the_caption_and_of_the_encoding_that_hints_are_taken_from(tmp_path: Path) -> None:
     harmon = tiny_harmon(tmp_path, changed(projection_dropout=0.5, attention_dropout=0.5)).train()
-    batch = generation_batch(*CAPTIONS)
-    seen, again = harmon.embed(batch), harmon.embed(batch)
-    assert harmon.training and harmon.model.mar.training
-    assert torch.equal(seen.image, again.image)
+    encoded = harmon.encode(generation_batch(*CAPTIONS))
+    seen = harmon.embed(encoded)
+    some = some_hints(2, 5)
+    shown = harmon._hints(encoded, Supervision(caption=True, hints=some, masked=masks(2, 12)))
+    assert shown is not None and shown.requires_grad
+    assert torch.equal(gather_rows(seen.image, some), shown)
     assert not seen.image.requires_grad and not seen.text.requires_grad
     assert seen.image.shape == (2, NUM_CELLS, CONFIG.llm.hidden_size)
     assert seen.image_grid == seen.latent_grid == (4, 4)
@@ -187,8 +192,7 @@ def test_losses_under_bf16_autocast_are_those_of_float32_to_its_precision(harmon
     dialogue = instruction_batch((("is it red ?", "yes"),), (("what ?", "a circle"),))
 
     def losses() -> list[torch.Tensor]:
-        harmon._encoded = None
-        return [harmon.t2i_loss(generation_batch(*CAPTIONS), supervision, rng()), harmon.i2t_loss(dialogue)]
+        return [t2i_loss(harmon, generation_batch(*CAPTIONS), supervision), harmon.i2t_loss(dialogue)]
 
     exact = losses()
     with torch.autocast("cpu", torch.bfloat16):
@@ -212,7 +216,7 @@ def test_the_gradient_into_whole_images_is_scaled_and_the_value_is_not() -> None
 def test_both_losses_reach_every_trainable_parameter_and_the_autoencoder_stays_as_it_is(harmon: Harmon) -> None:
     harmon.train()
     supervision = Supervision(caption=True, hints=some_hints(2, 5), masked=masks(2, 12))
-    total = harmon.t2i_loss(generation_batch(*CAPTIONS), supervision, rng())
+    total = t2i_loss(harmon, generation_batch(*CAPTIONS), supervision)
     total = total + harmon.i2t_loss(instruction_batch((("is it red ?", "yes"),), (("what ?", "a circle"),)))
     total.backward()
     reached = {name for name, part in harmon.named_parameters() if part.grad is not None}
@@ -221,15 +225,20 @@ def test_both_losses_reach_every_trainable_parameter_and_the_autoencoder_stays_a
     assert not any(part.training for part in harmon.model.vae.modules())
 
 
-def test_images_are_encoded_once_in_a_step(harmon: Harmon, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = []
-    encode = HarmonModel.encode_images
-    monkeypatch.setattr(HarmonModel, "encode_images", lambda model, images: encoded.append(1) or encode(model, images))
-    batch = generation_batch(*CAPTIONS)
-    harmon.embed(batch)
-    harmon.t2i_loss(batch, Supervision(caption=True, masked=masks(2, 12)), rng())
-    harmon.embed(generation_batch(*CAPTIONS, seed=1))
-    assert len(encoded) == 2
+def test_a_step_encodes_an_image_once_and_for_hints_or_map_alone_the_whole(
+    harmon: Harmon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("encode_images", "whole_image"):
+        made = getattr(HarmonModel, name)
+        count = lambda model, images, name=name, made=made: calls.append(name) or made(model, images)  # noqa: E731
+        monkeypatch.setattr(HarmonModel, name, count)
+    encoded = harmon.encode(generation_batch(*CAPTIONS))
+    harmon.t2i_loss(encoded, Supervision(caption=True, masked=masks(2, 12)), draws_of(2))
+    assert calls == ["encode_images"]
+    harmon.embed(encoded)
+    harmon.t2i_loss(encoded, Supervision(caption=True, hints=some_hints(2, 5), masked=masks(2, 12)), draws_of(2))
+    assert calls == ["encode_images", "whole_image"]
 
 
 def test_every_trainable_parameter_stands_in_one_group(harmon: Harmon) -> None:
@@ -249,8 +258,7 @@ def test_full_size_groups_are_upstreams_without_the_unread_class_table(
 
 
 def test_masking_ratios_are_one_per_batch_and_follow_the_truncated_normal(harmon: Harmon) -> None:
-    draws = rng()
-    ratios = torch.stack([harmon.masking_ratio(3, draws) for _ in range(2000)])
+    ratios = torch.stack([harmon.masking_ratio(Draws(0, step, (0, 1, 2))) for step in range(2000)])
     assert ratios.shape == (2000, 3)
     assert bool((ratios == ratios[:, :1]).all())
     assert 0.7 <= ratios.min() and ratios.max() <= 1.0

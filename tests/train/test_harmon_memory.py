@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from harmon_tiny import NUM_CELLS, changed, generation_batch, instruction_batch, masks, rng, tiny_harmon
+from steps import t2i_loss
 from torch import Tensor, nn
 
 from segros_train.backbone import Realisation
@@ -23,7 +24,7 @@ SUPERVISIONS = {
     "segros": Supervision(caption=True, hints=EVERY_HINT[:, ::3], masked=masks(2, 12), target=masks(2, 12)),
 }
 LOSSES: dict[str, Callable[[Harmon], Tensor]] = {
-    name: lambda harmon, supervision=supervision: harmon.t2i_loss(generation_batch(*CAPTIONS), supervision, rng())
+    name: lambda harmon, supervision=supervision: t2i_loss(harmon, generation_batch(*CAPTIONS), supervision)
     for name, supervision in SUPERVISIONS.items()
 } | {"answers": lambda harmon: harmon.i2t_loss(instruction_batch(*DIALOGUES))}
 
@@ -46,8 +47,8 @@ def in_float64(harmon: Harmon) -> Harmon:
     """Put all but the autoencoder into float64, which reads its latents."""
     for part in (harmon.model.llm, harmon.model.mar, harmon.model.proj_in, harmon.model.proj_out):
         part.double()
-    latents = harmon._latents
-    harmon._latents = lambda batch: latents(batch).double()  # type: ignore[method-assign]
+    encode = harmon.model.encode_images
+    harmon.model.encode_images = lambda images: encode(images).double()  # type: ignore[method-assign]
     return harmon
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from segros_train.backbone import Realisation
 from segros_train.backbones.harmon.adapter import Harmon
 from segros_train.backbones.harmon.config import HarmonConfig
-from segros_train.backbones.harmon.loading import missing_weights
+from segros_train.backbones.harmon.loading import locate
 from segros_train.backbones.loading import load
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
@@ -228,15 +228,15 @@ def test_a_foreign_checkpoint_is_refused(harmon: Harmon, tmp_path: Path) -> None
 def test_a_checkpoint_without_its_weights_is_incomplete(harmon: Harmon, tmp_path: Path) -> None:
     harmon.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    assert any("model.safetensors" in line for line in missing_weights(CARD, tmp_path))
+    assert any("model.safetensors" in str(line) for line in locate(CARD, tmp_path).missing)
     with pytest.raises(PrerequisiteError, match="incomplete"):
         load(CARD, source=tmp_path)
 
 
 def test_missing_published_files_are_named_with_the_command_that_fetches_them(tmp_path: Path) -> None:
-    lines = missing_weights(CARD)
+    lines = locate(CARD).missing
     place = tmp_path / "home" / "weights" / "harmon-test"
-    assert [line.rpartition(": ")[2] for line in lines] == [
+    assert [line.remedy for line in lines] == [
         f"hf download someone/harmon harmon.pth --local-dir {place}",
         f"hf download someone/harmon kl16.ckpt --local-dir {place}",
         f"hf download someone/language tokenizer.json --local-dir {place}",
@@ -251,7 +251,7 @@ def test_published_files_are_found_where_they_are_kept(
     place = tmp_path / "home" / "weights" / "harmon-test"
     place.parent.mkdir(parents=True)
     published().rename(place)
-    assert missing_weights(CARD) == []
+    assert locate(CARD).missing == ()
     assert_same(load(CARD).upstream_state(), harmon.upstream_state())
 
 
@@ -262,9 +262,9 @@ def test_a_given_folder_without_the_model_is_not_replaced_by_other_weights(
     place.parent.mkdir(parents=True)
     published().rename(place)
     (tmp_path / "empty").mkdir()
-    (line,) = missing_weights(CARD, tmp_path / "empty")
-    assert "harmon.pth" in line
-    assert missing_weights(CARD, tmp_path / "nowhere")
+    (line,) = locate(CARD, tmp_path / "empty").missing
+    assert "harmon.pth" in line.what
+    assert locate(CARD, tmp_path / "nowhere").missing
 
 
 def test_a_configuration_survives_being_written(tmp_path: Path) -> None:
@@ -281,9 +281,6 @@ def test_a_configuration_survives_being_written(tmp_path: Path) -> None:
 
 
 def test_looking_for_weights_imports_no_torch() -> None:
-    code = (
-        "import sys, segros_train.backbones.harmon.config, segros_train.backbones.harmon.loading as h; "
-        "h.missing_weights"
-    )
+    code = "import sys, segros_train.backbones.harmon.config, segros_train.backbones.harmon.loading as h; h.locate"
     code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

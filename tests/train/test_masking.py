@@ -92,7 +92,7 @@ def test_top_and_bottom_indices_stand_in_raster_order(scores: Tensor, data: st.D
 
 def test_a_random_mask_hides_the_asked_share_of_each_row_anywhere() -> None:
     ratio = torch.tensor([0.3, 0.8]).repeat(2000)
-    masks = masking.random_mask(ratio, 10, rng=torch.Generator().manual_seed(0), device=torch.device("cpu"))
+    masks = masking.random_mask(ratio, torch.rand(4000, 10, generator=torch.Generator().manual_seed(0)))
     assert set(masks[0::2].sum(-1).tolist()) == {3}
     assert set(masks[1::2].sum(-1).tolist()) == {8}
     torch.testing.assert_close(masks[0::2].float().mean(0), torch.full((10,), 0.3), atol=0.04, rtol=0)
@@ -148,7 +148,7 @@ def test_a_wider_deviation_hides_fewer_cells_down_to_the_minimum() -> None:
 
 
 def test_cosine_ratios_average_two_over_pi() -> None:
-    ratios = masking.cosine_ratio(50_000, torch.Generator().manual_seed(0))
+    ratios = masking.cosine_ratio(torch.rand(50_000, generator=torch.Generator().manual_seed(0)))
     assert ratios.mean().item() == pytest.approx(2 / math.pi, abs=0.005)
     assert 0 <= ratios.min()
     assert ratios.max() <= 1

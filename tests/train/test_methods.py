@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from steps import draws_of
 from torch import Generator, Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from segros_train.masking import indices_to_mask
+from segros_train import equations
+from segros_train.draws import Draws
+from segros_train.masking import indices_to_mask, resample_scores
 from segros_train.method import Method, TrainTask
 from segros_train.methods.grounding import GroundingOptions, grounding
 from segros_train.methods.reca import Reca
@@ -26,13 +29,13 @@ GRID = (6, 6)
 NUM = 36
 
 
-def seed(value: int = 0) -> Generator:
-    return Generator().manual_seed(value)
+def seed(value: int = 0, size: int = 3) -> Draws:
+    return draws_of(size, value)
 
 
 def world(*, latent_grid: tuple[int, int] = GRID, size: int = 3) -> Embeddings:
     """Random captions of 7, 5 and 3 tokens after one special token, and random images."""
-    rng = seed(11)
+    rng = Generator().manual_seed(11)
     lengths = torch.tensor([7, 5, 3])[:size].unsqueeze(1)
     places = torch.arange(8)
     return Embeddings(
@@ -117,37 +120,6 @@ def test_fine_tuning_shows_the_caption_and_hides_the_native_share() -> None:
     assert masked(supervision).sum(-1).tolist() == [5, 13, 25]
 
 
-def test_pretraining_hides_every_cell_in_its_share_of_batches() -> None:
-    seen, ratio, rng = world(latent_grid=(5, 5)), torch.tensor([0.2, 0.5, 1.0]), seed()
-    hidden = 0
-    for _ in range(200):
-        masked = SFT(all_hidden_share=0.35).supervise(seen, ratio, rng).masked
-        assert masked is not None
-        hidden += bool(masked.all())
-    assert 45 <= hidden <= 95
-
-
-def test_pretraining_counts_what_the_caption_tells_of_and_a_few_cells_more() -> None:
-    told = torch.zeros(3, NUM, dtype=torch.bool)
-    for row, count in enumerate((1, 4, 20)):
-        told[row, :count] = True
-    seen, rng = replace(world(), told=told), seed()
-    others = torch.zeros(3, NUM)
-    for _ in range(100):
-        supervision = SFT(num_untold=4).supervise(seen, at(0.8), rng)
-        hidden, target = masked(supervision), supervision.target
-        assert target is not None and not bool((target & ~hidden).any())
-        assert bool((target & told == hidden & told).all())
-        assert (target & ~told).sum(-1).tolist() == (hidden & ~told).sum(-1).clamp(max=4).tolist()
-        others += target & ~told
-    assert bool((others[~told] > 0).all())
-
-
-def test_counting_what_captions_tell_of_needs_data_that_knows_it() -> None:
-    with pytest.raises(ValueError, match="says what its captions tell of"):
-        SFT(num_untold=4).supervise(world(), at(0.8), seed())
-
-
 @pytest.mark.parametrize("method", [SFT(), Reca()])
 def test_a_backbone_that_masks_nothing_is_left_alone(method: Method) -> None:
     assert method.supervise(world(), None, seed()).masked is None
@@ -171,7 +143,7 @@ def test_filtered_reca_shows_the_hints_of_segros_and_masks_at_random() -> None:
 
 def test_hints_are_the_best_grounded_patches_and_context_the_worst() -> None:
     method = SeGroS()
-    ranking = grounding(world(), method, rng=seed()).perturbed
+    ranking = grounding(world(), method, draws=seed()).perturbed
     supervision = method.supervise(world(), at(0.8), seed())
     for row in range(3):
         order = ranking[row].argsort(descending=True).tolist()
@@ -255,7 +227,7 @@ def test_the_drop_loss_target_is_never_empty_and_lies_within_the_mask(
 )
 def test_the_text_filter_ranks_tokens_by_the_affinities_in_use(options: GroundingOptions, kept: str) -> None:
     seen = world(size=1)
-    found = grounding(seen, options, rng=seed())
+    found = grounding(seen, options, draws=seed(size=1))
 
     def scaled(affinity: Tensor) -> Tensor:
         inside = affinity[seen.text_valid]
@@ -267,22 +239,20 @@ def test_the_text_filter_ranks_tokens_by_the_affinities_in_use(options: Groundin
 
 
 def test_without_either_affinity_every_caption_token_is_kept() -> None:
-    found = grounding(world(), GroundingOptions(intra=False, inter=False), rng=seed())
+    found = grounding(world(), GroundingOptions(intra=False, inter=False), draws=seed())
     assert torch.equal(found.keep, world().text_valid)
     assert not found.importance.any()
 
 
 def test_grids_that_agree_share_one_map_and_others_draw_their_own() -> None:
-    shared = grounding(world(), GroundingOptions(), rng=seed())
+    shared = grounding(world(), GroundingOptions(), draws=seed())
     assert shared.cells is shared.perturbed
-    rng = seed()
-    apart = grounding(world(latent_grid=(3, 3)), GroundingOptions(), rng=rng)
+    apart = grounding(world(latent_grid=(3, 3)), GroundingOptions(), draws=seed())
     assert torch.equal(apart.perturbed, shared.perturbed)
     assert apart.cells.shape == (3, 9)
-    drawn = seed()
-    torch.rand(3, NUM, generator=drawn)
-    torch.rand(3, 9, generator=drawn)
-    assert torch.equal(rng.get_state(), drawn.get_state())
+    resampled = equations.min_max(resample_scores(apart.scores, GRID, (3, 3)))
+    own = seed().uniform("grounding map over cells", 9)
+    torch.testing.assert_close(apart.cells, resampled + 0.5 * own)
 
 
 def test_the_map_of_latent_cells_follows_the_map_of_the_image() -> None:
@@ -291,11 +261,11 @@ def test_the_map_of_latent_cells_follows_the_map_of_the_image() -> None:
     image = seen.image.clone()
     corner = [row * 6 + column for row in range(3, 6) for column in range(3, 6)]
     image[:, corner] = seen.text[:, 1:8].mean(1, keepdim=True)
-    supervision = SeGroS(noise_scale=0.0).supervise(replace(seen, image=image), at(0.11, 1), seed())
+    supervision = SeGroS(noise_scale=0.0).supervise(replace(seen, image=image), at(0.11, 1), seed(size=1))
     assert masked(supervision).nonzero()[:, 1].tolist() == [8]
 
 
-def test_without_noise_the_supervision_does_not_depend_on_the_generator() -> None:
+def test_without_noise_the_supervision_does_not_depend_on_the_draws() -> None:
     method = SeGroS(noise_scale=0.0)
     one, other = (method.supervise(world(), at(0.7), seed(value)) for value in (1, 2))
     assert torch.equal(hint_mask(one), hint_mask(other))
@@ -307,7 +277,7 @@ def test_noise_varies_the_regions_from_step_to_step() -> None:
     assert not torch.equal(hint_mask(one), hint_mask(other))
 
 
-def test_the_same_generator_gives_the_same_supervision() -> None:
+def test_the_same_draws_give_the_same_supervision() -> None:
     one, other = (SeGroS().supervise(world(), at(0.7), seed(5)) for _ in range(2))
     assert torch.equal(hint_mask(one), hint_mask(other))
     assert torch.equal(masked(one), masked(other))
@@ -316,7 +286,7 @@ def test_the_same_generator_gives_the_same_supervision() -> None:
 def test_no_gradient_reaches_the_embeddings() -> None:
     seen = world()
     watched = replace(seen, text=seen.text.requires_grad_(), image=seen.image.requires_grad_())
-    assert not grounding(watched, SeGroS(), rng=seed()).perturbed.requires_grad
+    assert not grounding(watched, SeGroS(), draws=seed()).perturbed.requires_grad
 
 
 @pytest.mark.parametrize(

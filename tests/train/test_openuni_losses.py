@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from openuni_tiny import NUM_CELLS, NUM_VISUAL, changed, generation_batch, instruction_batch, rng, tiny_openuni
+from steps import draws_of, t2i_loss
 from torch import Tensor
 
 from segros_train.backbone import Realisation
@@ -45,7 +46,7 @@ def hints(*indices: int) -> Tensor:
 
 def loss(backbone: OpenUni, supervision: Supervision, *, seed: int = 0, captions: tuple[str, ...] = CAPTIONS) -> float:
     with torch.no_grad():
-        return float(backbone.t2i_loss(generation_batch(*captions), supervision, rng(seed)))
+        return float(t2i_loss(backbone, generation_batch(*captions), supervision, seed=seed))
 
 
 def with_config(folder: Path, **fields: str) -> OpenUni:
@@ -56,12 +57,11 @@ def with_config(folder: Path, **fields: str) -> OpenUni:
 
 def by_hand(backbone: OpenUni, weights: Tensor | None, *, clean: Tensor | None = None) -> float:
     """Take the loss of the captions from its parts, with the draws that a step makes."""
-    batch, draws = generation_batch(*CAPTIONS), rng(0)
-    torch.rand(len(CAPTIONS), generator=draws)  # which captions are dropped
+    batch, draws = generation_batch(*CAPTIONS), draws_of(len(CAPTIONS))
     with torch.no_grad():
         latents = backbone.model.encode_images(batch.images)
-        timesteps = timesteps_of(torch.rand(len(CAPTIONS), generator=draws))
-        noise = torch.randn(latents.shape, generator=draws)
+        timesteps = timesteps_of(draws.uniform("timesteps"))
+        noise = draws.normal("noise", *latents.shape[1:])
         sigmas = (timesteps / 1000).view(-1, 1, 1, 1).expand(-1, 1, *latents.shape[2:])
         if clean is not None:
             sigmas = torch.where(clean.view(len(clean), 1, *latents.shape[2:]), 0.0, sigmas)
@@ -131,7 +131,7 @@ def test_a_dropped_caption_shows_no_hint_and_takes_the_whole_loss(openuni: OpenU
     shown = Supervision(caption=True, hints=hints(1, 2, 3), masked=cells(4, 5))
     assert loss(openuni, shown) == pytest.approx(loss(openuni, Supervision(caption=True)), rel=1e-6)
     empty = openuni.tokenizer.no_caption()
-    prompts, plain = openuni._prompts(CAPTIONS, shown, rng())
+    prompts, plain = openuni._prompts(openuni.encode(generation_batch(*CAPTIONS)), shown, draws_of(2))
     assert prompts == [empty] * len(CAPTIONS)
     assert plain == [True] * len(CAPTIONS)
 
@@ -146,7 +146,7 @@ def test_a_caption_too_short_to_be_grounded_is_trained_on_plainly(openuni: OpenU
 def test_a_reconstruction_has_an_instruction_and_is_never_dropped(openuni: OpenUni) -> None:
     openuni.realise(Realisation(text_dropout=1.0))
     shown = Supervision(caption=False, hints=torch.arange(NUM_VISUAL).expand(2, -1))
-    prompts, plain = openuni._prompts(CAPTIONS, shown, rng())
+    prompts, plain = openuni._prompts(openuni.encode(generation_batch(*CAPTIONS)), shown, draws_of(2))
     assert plain == [False, False]
     tokenizer = openuni.tokenizer
     known = [tokenizer.request(text, num_hints=NUM_VISUAL) for text in openuni.instructions]
@@ -155,7 +155,7 @@ def test_a_reconstruction_has_an_instruction_and_is_never_dropped(openuni: OpenU
 
 def test_neither_caption_nor_hints_are_refused(openuni: OpenUni) -> None:
     with pytest.raises(ValueError, match="caption or hints"):
-        openuni.t2i_loss(generation_batch(*CAPTIONS), Supervision(caption=False), rng())
+        t2i_loss(openuni, generation_batch(*CAPTIONS), Supervision(caption=False))
 
 
 def test_hints_see_one_another_only_where_the_paper_has_it(folder: Path) -> None:
@@ -187,11 +187,11 @@ def test_the_mask_of_a_prompt_is_finite_and_opens_hints_alone() -> None:
 def test_hints_stand_in_front_of_the_template_where_that_is_asked_for(openuni: OpenUni) -> None:
     shown, image = Supervision(caption=True, hints=hints(1, 2)), openuni.tokenizer.image_id
     openuni.realise(replace(NO_DROPOUT, hint_slot="prefix"))
-    prompts, _ = openuni._prompts(CAPTIONS, shown, rng())
+    prompts, _ = openuni._prompts(openuni.encode(generation_batch(*CAPTIONS)), shown, draws_of(2))
     bare = openuni.tokenizer.caption(CAPTIONS[0])
     assert prompts[0].ids == (image, image, *bare.ids)
     openuni.realise(replace(NO_DROPOUT, hint_slot="user"))
-    prompts, _ = openuni._prompts(CAPTIONS, shown, rng())
+    prompts, _ = openuni._prompts(openuni.encode(generation_batch(*CAPTIONS)), shown, draws_of(2))
     assert prompts[0].ids != (image, image, *bare.ids)
     assert prompts[0].ids.count(image) == 2
 
@@ -221,7 +221,7 @@ def test_a_prefix_without_gradient_leaves_the_gradient_of_the_queries_as_it_is(o
 
 
 def test_only_queries_connector_projection_and_generator_are_trained(openuni: OpenUni) -> None:
-    openuni.t2i_loss(generation_batch(*CAPTIONS), Supervision(caption=True), rng()).backward()
+    t2i_loss(openuni, generation_batch(*CAPTIONS), Supervision(caption=True)).backward()
     trained = {name.split(".")[1] for name, parameter in openuni.named_parameters() if parameter.grad is not None}
     assert trained == {"meta_queries", "connector", "projector", "transformer"}
     decayed = openuni.parameter_groups().decayed

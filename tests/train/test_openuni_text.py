@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from openuni_tiny import picture, rng
 from tokenizers import Tokenizer
 
+from pretraining.openuni_parts import build_tokenizer
 from segros_train.backbones.openuni.adapter import ResizeToSquare
 from segros_train.backbones.openuni.answering import tiles
 from segros_train.backbones.openuni.prompts import SYSTEM, OpenUniTokenizer
 from segros_train.errors import PrerequisiteError
-from segros_train.pretraining.openuni.parts import build_tokenizer
 
 
 @pytest.fixture(scope="module")

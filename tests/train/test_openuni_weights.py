@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from openuni_tiny import CARD, CONFIG, PUBLISHED, changed, generation_batch, rng, tiny_openuni
+from openuni_tiny import CARD, CONFIG, PUBLISHED, changed, generation_batch, tiny_openuni
 from safetensors.torch import load_file, save_file
+from steps import t2i_loss
 from torch import Tensor
 
 from segros_train.backbone import Realisation
 from segros_train.backbones.openuni.adapter import OpenUni
 from segros_train.backbones.openuni.loading import load
 from segros_train.backbones.openuni.state_dict import is_frozen, our_names, upstream_names
-from segros_train.backbones.openuni.weights import missing_weights
+from segros_train.backbones.openuni.weights import locate
 from segros_train.errors import PrerequisiteError
 from segros_train.types import Supervision
 
@@ -78,7 +79,7 @@ def same(one: OpenUni, other: OpenUni) -> bool:
 
 def test_published_files_make_the_model_they_were_made_of(openuni: OpenUni, home: Path) -> None:
     publish(home, openuni)
-    assert missing_weights(PHOTO_CARD) == []
+    assert locate(PHOTO_CARD).missing == ()
     again = load(PHOTO_CARD)
     assert same(openuni, again)
     assert not any(p.requires_grad for part in (again.model.lmm, again.model.vae) for p in part.parameters())
@@ -184,8 +185,8 @@ def test_a_damaged_file_is_named(openuni: OpenUni, home: Path) -> None:
 def test_what_is_missing_is_named_with_the_command_that_fetches_it(openuni: OpenUni, home: Path) -> None:
     publish(home, openuni)
     place(home, "scheduler").unlink()
-    (line,) = missing_weights(PHOTO_CARD)
-    assert "hf download someone/Sana scheduler/scheduler_config.json --local-dir" in line
+    (line,) = locate(PHOTO_CARD).missing
+    assert "hf download someone/Sana scheduler/scheduler_config.json --local-dir" in line.remedy
     with pytest.raises(PrerequisiteError, match="scheduler_config"):
         load(PHOTO_CARD)
 
@@ -223,9 +224,9 @@ def test_a_checkpoint_of_another_configuration_is_refused(openuni: OpenUni, tmp_
         load(replace(CARD, name="another"), source=tmp_path / "kept")
 
 
-def test_missing_weights_of_a_tiny_backbone_name_the_command_that_makes_them() -> None:
-    assert all("segros train --method pretrain --backbone openuni-test" in line for line in missing_weights(CARD))
-    assert len(missing_weights(CARD)) == 3
+def test_missing_weights_of_a_tiny_backbone_ask_for_a_new_installation() -> None:
+    assert all("Reinstall segros" in str(line) for line in locate(CARD).missing)
+    assert len(locate(CARD).missing) == 3
 
 
 def test_what_is_exported_is_an_overlay_that_loads_again(openuni: OpenUni, home: Path, tmp_path: Path) -> None:
@@ -249,5 +250,5 @@ def test_a_loaded_model_takes_the_same_loss(openuni: OpenUni, tmp_path: Path) ->
     openuni.save_pretrained(tmp_path / "kept")
     batch, supervision = generation_batch("a photo of a red circle"), Supervision(caption=True)
     with torch.no_grad():
-        losses = [m.t2i_loss(batch, supervision, rng()) for m in (openuni, load(CARD, source=tmp_path / "kept"))]
+        losses = [t2i_loss(m, batch, supervision) for m in (openuni, load(CARD, source=tmp_path / "kept"))]
     assert torch.equal(*losses)

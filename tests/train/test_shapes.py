@@ -9,13 +9,8 @@ import pytest
 
 from segros_train.data.shapes.captions import NUMBERS, caption, caption_question, geneval_metadata, question
 from segros_train.data.shapes.sets import (
-    Alternating,
-    CrowdSet,
     GenerationSet,
     InstructionSet,
-    PretrainingSet,
-    SpreadSet,
-    cells,
 )
 from segros_train.data.shapes.world import (
     CELL_PX,
@@ -138,11 +133,10 @@ def test_images_have_the_documented_size_and_mode() -> None:
 
 def test_a_spread_scene_repeats_the_objects_of_its_scene_in_half_of_the_cells() -> None:
     for index in range(200):
-        sample, scene = SpreadSet(7)[index], sample_scene(7, index)
-        spread = SpreadSet(7).scene(index)
+        scene = sample_scene(7, index)
+        spread = spread_scene(scene, 7)
         assert 10 <= len(spread.objects) <= 25
         assert {(thing.shape, thing.color) for thing in spread.objects} <= {(t.shape, t.color) for t in scene.objects}
-        assert sample.caption == f"{caption(scene)} everywhere" and sample.told == cells(spread)
 
 
 def test_a_spread_scene_keeps_each_object_on_the_side_its_relation_says() -> None:
@@ -164,35 +158,12 @@ def test_a_spread_scene_keeps_each_object_on_the_side_its_relation_says() -> Non
     assert seen == set(RELATIONS)
 
 
-def test_alternating_sets_give_every_nth_sample_of_the_first_and_no_sample_twice() -> None:
-    both = Alternating(SpreadSet(0, 20), GenerationSet(0, 60), every=3)
-    ids = [both[index].item_id for index in range(len(both))]
-    assert len(ids) == len(set(ids)) == 60
-    assert [item_id for item_id in ids if "spread" in item_id] == [SpreadSet(0).item_id(index) for index in range(20)]
-    assert all("spread" in item_id for item_id in ids[::3])
-
-
-def test_sets_that_are_not_painted_say_the_same_as_those_that_are() -> None:
-    for kind in (GenerationSet, SpreadSet):
-        painted, bare = kind(5)[3], kind(5, drawn=False)[3]
-        assert (painted.caption, painted.item_id, painted.told) == (bare.caption, bare.item_id, bare.told)
-        assert bare.image.getextrema() == ((0, 0),) * 3 != painted.image.getextrema()
-    assert InstructionSet(5)[3].dialogue == InstructionSet(5, drawn=False)[3].dialogue
-
-
 def test_a_crowd_is_of_one_shape_and_colour_and_its_caption_says_which() -> None:
     for index in range(100):
         things = matching_crowd(7, index).objects
         assert 10 <= len(things) <= 25
         (shape,), (color,) = {thing.shape for thing in things}, {thing.color for thing in things}
-        assert CrowdSet(7)[index].caption.startswith(f"a photo of many {color} {shape}")
-
-
-def test_the_pretraining_set_holds_every_sixth_sample_a_crowd_and_each_crowd_once() -> None:
-    ids = [PretrainingSet(0)[index].item_id for index in range(60)]
-    crowds = [item_id for item_id in ids if "crowd" in item_id]
-    assert crowds == [f"shapes-crowd-0-{index}" for index in range(10)]
-    assert len(set(ids)) == 60
+        assert caption(matching_crowd(7, index)).startswith(f"a photo of many {color} {shape}")
 
 
 def test_a_question_about_a_caption_is_answered_by_the_caption() -> None:

@@ -8,11 +8,11 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from pretraining.scenes import SCENES_SEED
 from segros_eval.shapes.reader import read_scene
 from segros_train.data.shapes.captions import LETTER, NUMBERS, WORD, question
 from segros_train.data.shapes.questions import QUESTIONS_SEED, SETS, ShapesQuestion
 from segros_train.data.shapes.world import COLORS, OBJECT_NAMES, RELATIONS, render, sample_scene
-from segros_train.pretraining.harmon.pretrain import SCENES_SEED
 
 SIZES = {"mme": 25, "pope": 25, "gqa": 60, "mmmu": 30, "seed": 60}
 WORDS = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from showo_tiny import CODES_ONLY, NUM_CELLS, NUM_PATCHES, generation_batch, instruction_batch, masks, rng, tiny_showo
+from steps import draws_of, embed, t2i_loss
 from torch import Tensor
 
 from segros_train.backbone import Realisation
@@ -32,9 +34,9 @@ def showo(folder: Path) -> Showo:
     return backbone
 
 
-def loss(showo: Showo, supervision: Supervision, *, seed: int = 0) -> float:
+def loss(showo: Showo, supervision: Supervision, batch: GenerationBatch = BATCH) -> float:
     with torch.no_grad():
-        return float(showo.t2i_loss(BATCH, supervision, rng(seed)))
+        return float(t2i_loss(showo, batch, supervision))
 
 
 def hints(count: int) -> Tensor:
@@ -56,11 +58,10 @@ def test_a_hidden_cell_tells_the_model_nothing(showo: Showo) -> None:
     target &= MASKED
     supervision = Supervision(caption=True, masked=MASKED, target=target)
     before = loss(showo, supervision)
-    other = torch.where(MASKED & ~target, (codes + 1) % showo.model.config.vq.codebook_size, codes)
-    showo.latent_table = dict(zip(BATCH.item_ids, other, strict=True))
-    assert loss(showo, supervision) == before
-    showo.latent_table = dict(zip(BATCH.item_ids, torch.where(MASKED, codes, (codes + 1) % 16), strict=True))
-    assert loss(showo, supervision) != before
+    changed = (codes + 1) % showo.model.config.vq.codebook_size
+    for places, is_seen in ((MASKED & ~target, False), (~MASKED, True)):
+        latents = [{"codes": row} for row in torch.where(places, changed, codes)]
+        assert (loss(showo, supervision, replace(BATCH, latents=tuple(latents))) != before) == is_seen
 
 
 def test_the_loss_is_the_mean_over_the_target_cells(showo: Showo) -> None:
@@ -80,13 +81,15 @@ def test_boundary_targets_add_two_targets_to_each_row(folder: Path) -> None:
     image = torch.cat(
         [
             torch.full((3, 1), plain.tokenizer.special["soi"]),
-            (plain._codes(BATCH) + plain.model.config.image_offset).masked_fill(MASKED, plain.model.config.mask_id),
+            (plain.encode(BATCH)["codes"] + plain.model.config.image_offset).masked_fill(
+                MASKED, plain.model.config.mask_id
+            ),
             torch.full((3, 1), plain.tokenizer.special["eoi"]),
         ],
         dim=1,
     )
     with torch.no_grad():
-        states = plain._states(BATCH, supervision, image, rng())
+        states = plain._states(plain.encode(BATCH), supervision, image, draws_of(3))
         borders = plain.model.nll(states[:, [0, -1]], image[:, [0, -1]])
     assert both == pytest.approx((30 * without + 6 * float(borders)) / 36, rel=1e-5)
 
@@ -95,12 +98,12 @@ def test_pads_left_out_change_no_state(showo: Showo) -> None:
     """A caption alone and beside a longer one, hence with pads, has the same loss, wherever pads would begin."""
     one = generation_batch("a red circle")
     supervision = Supervision(caption=True, masked=MASKED[:1], hints=hints(4)[:1])
-    alone = float(showo.t2i_loss(one, supervision, rng()).detach())
+    alone = float(t2i_loss(showo, one, supervision).detach())
     captions = ("a red circle", "a big red circle a big blue square .")
     beside = GenerationBatch(one.images.expand(2, -1, -1, -1), captions, ("first", "second"))
     target = torch.stack([MASKED[0], torch.zeros_like(MASKED[0])])
     together = Supervision(caption=True, masked=MASKED[[0, 0]], target=target, hints=hints(4)[[0, 0]])
-    assert float(showo.t2i_loss(beside, together, rng()).detach()) == pytest.approx(alone, rel=1e-5)
+    assert float(t2i_loss(showo, beside, together).detach()) == pytest.approx(alone, rel=1e-5)
 
 
 def test_a_dropped_caption_takes_its_hints_along(folder: Path) -> None:
@@ -190,12 +193,12 @@ def test_reading_is_causal_but_for_the_image() -> None:
 @pytest.mark.parametrize("code_hints", ["half", "blur8"])
 def test_without_a_tower_hints_are_codes_of_a_coarser_image(folder: Path, code_hints: str) -> None:
     backbone = tiny_showo(folder, CODES_ONLY, code_hints=code_hints)
-    seen = backbone.embed(BATCH)
+    seen = embed(backbone, BATCH)
     assert seen.latent_grid == (4, 4)
     assert seen.image_grid == ((2, 2) if code_hints == "half" else (4, 4))
     all_of_them = torch.arange(seen.image.shape[1]).expand(3, -1)
     supervision = Supervision(caption=False, hints=all_of_them, masked=MASKED)
-    backbone.t2i_loss(BATCH, supervision, rng()).backward()
+    t2i_loss(backbone, BATCH, supervision).backward()
     assert backbone.model.showo.model.embed_tokens.weight.grad is not None
     own = backbone.model.embed(
         backbone.model.encode_images(BATCH.images).flatten(1) + backbone.model.config.image_offset
@@ -205,7 +208,7 @@ def test_without_a_tower_hints_are_codes_of_a_coarser_image(folder: Path, code_h
 
 def test_gradients_reach_the_projector_through_hints_and_never_the_frozen_parts(showo: Showo) -> None:
     showo.train()
-    showo.t2i_loss(BATCH, Supervision(caption=True, masked=MASKED, hints=hints(4)), rng()).backward()
+    t2i_loss(showo, BATCH, Supervision(caption=True, masked=MASKED, hints=hints(4))).backward()
     gradient = next(showo.model.mm_projector.parameters()).grad
     assert gradient is not None and bool(gradient.any())
     assert all(parameter.grad is None for part in (showo.model.vq, showo.model.clip) for parameter in part.parameters())
@@ -213,25 +216,18 @@ def test_gradients_reach_the_projector_through_hints_and_never_the_frozen_parts(
 
 def test_what_cannot_be_realised_is_refused(showo: Showo) -> None:
     with pytest.raises(ValueError, match="caption or hints"):
-        showo.t2i_loss(BATCH, Supervision(caption=False, masked=MASKED), rng())
+        t2i_loss(showo, BATCH, Supervision(caption=False, masked=MASKED))
     with pytest.raises(ValueError, match="masked cells"):
-        showo.t2i_loss(BATCH, Supervision(caption=True), rng())
+        t2i_loss(showo, BATCH, Supervision(caption=True))
     with pytest.raises(ValueError, match="no target cell"):
-        showo.t2i_loss(BATCH, Supervision(caption=True, masked=torch.zeros_like(MASKED)), rng())
+        t2i_loss(showo, BATCH, Supervision(caption=True, masked=torch.zeros_like(MASKED)))
 
 
 def test_methods_hide_as_many_cells_as_upstream_rounds_to(showo: Showo) -> None:
-    ratio = torch.cos(torch.rand(500, generator=rng(3)) * (torch.pi / 2))
-    counts = num_masked(showo.masking_ratio(500, rng(3)), NUM_CELLS)
+    draws = draws_of(500)
+    ratio = torch.cos(draws.uniform("masking ratio") * (torch.pi / 2))
+    counts = num_masked(showo.masking_ratio(draws), NUM_CELLS)
     assert torch.equal(counts, (NUM_CELLS * ratio).round().long().clamp(min=1))
-
-
-def test_codes_from_the_cache_give_the_loss_of_the_images(showo: Showo) -> None:
-    supervision = Supervision(caption=True, masked=MASKED, hints=hints(4))
-    encoded = loss(showo, supervision)
-    codes = showo.model.encode_images(BATCH.images).flatten(1).to(torch.int32)
-    showo.latent_table = dict(zip(BATCH.item_ids, codes, strict=True))
-    assert loss(showo, supervision) == encoded
 
 
 def test_answers_alone_are_learned_and_longer_neighbours_change_nothing(showo: Showo) -> None:
@@ -270,7 +266,7 @@ def test_updates_below_the_resolution_of_bf16_are_kept(showo: Showo) -> None:
     assert weight.dtype == torch.float32
     before = weight.detach().clone()
     optimizer = build_optimizer(showo, Recipe(optimizer_steps=1, batch_size=3, learning_rate=5e-7, weight_decay=0.0))
-    showo.t2i_loss(BATCH, Supervision(caption=True, masked=MASKED), rng()).backward()
+    t2i_loss(showo, BATCH, Supervision(caption=True, masked=MASKED)).backward()
     optimizer.step()
     moved = weight.detach() - before
     assert float(moved.abs().max()) == pytest.approx(5e-7, rel=0.2)

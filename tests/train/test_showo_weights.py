@@ -17,7 +17,7 @@ from torch import Tensor
 from segros_train.backbone import Realisation
 from segros_train.backbones.loading import load
 from segros_train.backbones.showo.adapter import Showo
-from segros_train.backbones.showo.loading import missing_weights
+from segros_train.backbones.showo.loading import locate
 from segros_train.errors import PrerequisiteError
 
 State = dict[str, Tensor]
@@ -132,11 +132,11 @@ def test_a_damaged_file_is_named(published: Callable[..., Path]) -> None:
 
 
 def test_every_missing_file_is_named_with_its_command(tmp_path: Path) -> None:
-    missing = missing_weights(CARD)
-    assert [file.repo in line for file, line in zip(CARD.weights, missing, strict=True)] == [True] * 4
-    assert all("hf download" in line for line in missing)
-    (only,) = missing_weights(CARD, tmp_path / "nowhere")
-    assert "is no folder" in only
+    missing = locate(CARD).missing
+    assert [file.repo in str(line) for file, line in zip(CARD.weights, missing, strict=True)] == [True] * 4
+    assert all("hf download" in str(line) for line in missing)
+    (only,) = locate(CARD, tmp_path / "nowhere").missing
+    assert "is no folder" in only.what
 
 
 def test_a_checkpoint_gives_back_weights_and_realisation(showo: Showo, tmp_path: Path) -> None:

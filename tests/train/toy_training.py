@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from segros_train.backbone import Backbone, ParameterGroups, Realisation
+from segros_train.backbone import Backbone, Encoded, ParameterGroups, Realisation
 from segros_train.data.reading import DataError
 from segros_train.data.samples import GenerationSample, InstructionSample
+from segros_train.draws import Draws
 from segros_train.training.loop import TrainOutcome, train
 from segros_train.types import (
     BackboneCard,
@@ -69,11 +70,10 @@ class ToyMethod:
 
     needs_embeddings = False
 
-    def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, rng: torch.Generator) -> Supervision:
+    def supervise(self, seen: Embeddings, masking_ratio: Tensor | None, draws: Draws) -> Supervision:
         assert masking_ratio is not None
         cells = seen.latent_grid[0] * seen.latent_grid[1]
-        noise = torch.rand(seen.image.shape[0], cells, generator=rng, device=seen.image.device)
-        return Supervision(caption=True, masked=noise < masking_ratio[:, None])
+        return Supervision(caption=True, masked=draws.uniform("mask", cells) < masking_ratio[:, None])
 
 
 def noisy_pixels(image: Image.Image, rng: torch.Generator) -> Tensor:
@@ -102,9 +102,11 @@ class ToyBackbone(Backbone):
         self.poison: str | None = None
         self.seen: list[tuple[str, ...]] = []
 
-    def embed(self, batch: GenerationBatch) -> Embeddings:
-        with torch.no_grad():
-            image = self.encoder(batch.images.flatten(2).mT)
+    def encode(self, batch: GenerationBatch) -> Encoded:
+        return Encoded(batch, frozen={"pixels": lambda images: self.encoder(images.flatten(2).mT)}, derived={})
+
+    def embed(self, encoded: Encoded) -> Embeddings:
+        image = encoded["pixels"]
         valid = torch.ones(image.shape[0], 1, dtype=torch.bool, device=image.device)
         grid = (SIDE_PX, SIDE_PX)
         return Embeddings(image[:, :1], valid, image, grid, grid)
@@ -112,14 +114,15 @@ class ToyBackbone(Backbone):
     def grids(self, batch: GenerationBatch) -> tuple[tuple[int, int], tuple[int, int]]:
         return (SIDE_PX, SIDE_PX), (SIDE_PX, SIDE_PX)
 
-    def masking_ratio(self, size: int, rng: torch.Generator) -> Tensor:
-        return 0.5 + 0.5 * torch.rand(size, generator=rng, device=rng.device)
+    def masking_ratio(self, draws: Draws) -> Tensor:
+        return 0.5 + 0.5 * draws.uniform("masking ratio")
 
-    def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: torch.Generator) -> Tensor:
+    def t2i_loss(self, encoded: Encoded, supervision: Supervision, draws: Draws) -> Tensor:
+        batch = encoded.batch
         assert supervision.masked is not None
         self.seen.append(batch.item_ids)
         pixels = batch.images.flatten(2).mT
-        noise = 0.1 * torch.rand(pixels.shape, generator=rng, device=rng.device)
+        noise = 0.1 * draws.uniform("noise", *pixels.shape[1:])
         hidden = self.encoder((pixels + noise) * ~supervision.masked[..., None])
         self.mean.lerp_(pixels.mean((0, 1)), 0.1)
         loss = ((self.body(hidden) - pixels - self.mean) ** 2).mean()
@@ -163,8 +166,8 @@ class PlainBackbone(ToyBackbone):
     def __init__(self) -> None:
         super().__init__(dropout=0.0)
 
-    def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: torch.Generator) -> Tensor:
-        pixels = batch.images.flatten(2).mT
+    def t2i_loss(self, encoded: Encoded, supervision: Supervision, draws: Draws) -> Tensor:
+        pixels = encoded.batch.images.flatten(2).mT
         return ((self.body(self.encoder(pixels)) - pixels) ** 2).mean()
 
 

@@ -10,17 +10,30 @@ Source: WayneJin0918/SRUM@a53ba18 (CompBench_eval); Karine-Huang/T2I-CompBench@1
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import Interval, Judge, JudgeReply, JudgeRequest, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import (
+    WORLD_READER,
+    Judge,
+    JudgeReply,
+    JudgeRequest,
+    Metric,
+    Need,
+    Sample,
+    Score,
+    Tools,
+    World,
+)
+from segros_eval.benchmarks.kinds import ImageBenchmark, check_counts
 from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
     from segros_eval.benchmarks.folders import ImageFolder
-    from segros_eval.statistics.bootstrap import Floats, Totals
+    from segros_eval.statistics.tally import Floats, Tally, Totals
 
 __all__ = ["CompBench"]
 
@@ -41,7 +54,7 @@ STRICT_FAILURE = -1.0
 
 
 @dataclass(frozen=True)
-class CompBench:
+class CompBench(ImageBenchmark):
     """Score images against compositional prompts with a judge.
 
     Attributes:
@@ -54,7 +67,6 @@ class CompBench:
     """
 
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Literal["srum-2025-11", "compbench-mllm-v1"] = "srum-2025-11"
     images_per_prompt: int = 1
@@ -62,18 +74,27 @@ class CompBench:
     judge_revision: str = ""
     shapes_prompts_per_category: int = 20
 
-    needs = ("judge",)
-
     def __post_init__(self) -> None:
-        for name in ("images_per_prompt", "shapes_prompts_per_category"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        check_counts(self)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The judge."""
+        return ("judge",)
 
     @property
     def protocol(self) -> str:
         """Name of the rules, and the judge."""
         revision = f"@{self.judge_revision}" if self.judge_revision else ""
         return f"{self.rules} judged by {self.judge_model}{revision}"
+
+    def protocol_in(self, world: World) -> str:
+        """Return the name of the rules, and who judges in a world."""
+        return f"{self.rules} judged by {WORLD_READER}" if world == "shapes" else self.protocol
+
+    def prompt_ids(self, number: int, record: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the row's own number, and its prompt: rows of one prompt share their images."""
+        return record["question_id"], record["prompt"]
 
     def prompts(self, world: World, data: Path | None) -> list[dict[str, Any]]:
         """Return the evaluation set: `prompt`, `category` and `question_id` of each row.
@@ -103,23 +124,6 @@ class CompBench:
             )
             if line.strip()
         ]
-
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield `images_per_prompt` draws of each row and seed; rows of one prompt share their images.
-
-        Args:
-            world: See `prompts`.
-            data: See `prompts`.
-            seeds: Seeds of the run.
-
-        Raises:
-            PrerequisiteError: See `prompts`.
-        """
-        for row in self.prompts(world, data):
-            for seed in seeds:
-                for draw in range(seed * self.images_per_prompt, (seed + 1) * self.images_per_prompt):
-                    item = f"{row['question_id']}/{draw:05d}"
-                    yield Sample(item, row["prompt"], "image", row["prompt"], seed=draw, metadata=row)
 
     def folder_prompts(self, root: Path) -> Iterator[str]:
         """Yield the prompts that a folder's file names hold.
@@ -157,8 +161,8 @@ class CompBench:
         """
         if tools.judge is None:
             raise PrerequisiteError(
-                "T2I-CompBench is scored by a judge, and none was opened. Open one with "
-                "segros_eval.pipeline.tools.open_tools."
+                "T2I-CompBench is scored by a judge, and none was opened",
+                "Open one with segros_eval.pipeline.tools.open_tools.",
             )
         from segros_eval.benchmarks.folders import response_fault
 
@@ -172,40 +176,17 @@ class CompBench:
             _unscored(sample, fault) if fault else next(judged) for sample, fault in zip(samples, faults, strict=True)
         ]
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent: `overall` and the eight categories over the replies that could be read, then strictly.
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """`overall` and the eight categories over the replies that could be read, then strictly; in percent.
 
-        A category whose images are asked for and have no score is None, and so is then the overall. The embedded world
-        asks for five of the eight; the overall is the mean of the categories that are asked for.
+        A category whose images are asked for and have no score has no value, and neither has then the overall, which
+        is the mean of the categories that are asked for: the embedded world asks for five of the eight.
         """
-        from segros_eval.benchmarks.compbench.rules import CATEGORIES
+        from segros_eval.statistics.tally import item_tally, percent
 
-        asked = {score.group for score in scores}
-        metrics: dict[str, float | None] = {}
-        for prefix, strict in (("", False), ("strict_", True)):
-            means = {group: _mean(scores, group, strict=strict) for group in asked}
-            categories = {name: _category(name, means) for name in CATEGORIES}
-            of_asked = [categories[name] for name in CATEGORIES if _groups(name) & asked]
-            metrics[f"{prefix}overall"] = _whole(of_asked)
-            metrics |= {f"{prefix}{name}": value for name, value in categories.items()}
-        return metrics
-
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate 95% intervals of the headline and the categories by resampling prompts, over all categories.
-
-        Args:
-            scores: What `aggregate` sums up.
-            seed: Seed of the resampling.
-        """
-        from segros_eval.benchmarks.compbench.rules import COMPLEX_GROUPS
-        from segros_eval.statistics.bootstrap import bootstrap_intervals
-
-        found = bootstrap_intervals(
-            scores, {"overall": _overall_of, "complex": _complex_of}, seed=seed, stratified=False
-        )
-        metrics = self.aggregate(scores)
-        single = {name: found[name] for name in metrics if name in found and metrics[name] is not None}
-        return {name: interval for name, interval in single.items() if name not in COMPLEX_GROUPS}
+        read, strict = item_tally(percent, stratified=False), item_tally(_strict_mark, stratified=False)
+        return (*_metrics("", read, "prompt"), *_metrics("strict_", strict, ""))
 
     def _judge_srum(self, good: Sequence[tuple[Sample, Any]], tools: Tools) -> list[Score]:
         from segros_eval.benchmarks.compbench.rules import parse_srum, srum_text
@@ -285,49 +266,40 @@ def _group(sample: Sample) -> str:
     return group_of(sample.metadata["category"])
 
 
-def _groups(category: str) -> set[str]:
+def _strict_mark(score: Score) -> float | None:
+    """Return an image's mark, where a reply that cannot be read counts as upstream's; None without any reply."""
+    if score.raw is None:
+        return None
+    return STRICT_FAILURE if score.parsed is None else float(score.parsed)
+
+
+def _metrics(prefix: str, tally: Callable[[Sequence[Score]], Tally], clusters: str) -> Iterator[Metric]:
+    from segros_eval.benchmarks.compbench.rules import CATEGORIES
+
+    yield Metric(f"{prefix}overall", tally, _overall, clusters=clusters)
+    for name in CATEGORIES:
+        yield Metric(f"{prefix}{name}", tally, partial(_category, name), groups=_groups(name), clusters=clusters)
+
+
+def _groups(category: str) -> tuple[str, ...]:
     from segros_eval.benchmarks.compbench.rules import COMPLEX_GROUPS
 
-    return set(COMPLEX_GROUPS) if category == "complex" else {category}
+    return tuple(sorted(COMPLEX_GROUPS)) if category == "complex" else (category,)
 
 
-def _mean(scores: Sequence[Score], group: str, *, strict: bool) -> float | None:
-    """Return the mean of a group's scores on the scale of 0 to 100; strictly, an unread reply counts as upstream's."""
-    marks = []
-    for score in scores:
-        if score.group == group and score.raw is not None:
-            if strict:
-                marks.append(STRICT_FAILURE if score.parsed is None else float(score.parsed))
-            elif score.value is not None:
-                marks.append(100 * score.value)
-    return sum(marks) / len(marks) if marks else None
+def _category(name: str, totals: Totals) -> Floats:
+    from segros_eval.statistics.tally import mean_of_groups
+
+    return mean_of_groups(totals, [group for group in _groups(name) if (group, "count") in totals])
 
 
-def _category(name: str, means: Mapping[str, float | None]) -> float | None:
-    return _whole([means[group] for group in sorted(_groups(name)) if group in means])
+def _overall(totals: Totals) -> Floats:
+    from segros_eval.benchmarks.compbench.rules import CATEGORIES
+    from segros_eval.statistics.tally import ratio
 
-
-def _whole(values: Sequence[float | None]) -> float | None:
-    """Return the mean of values none of which is missing."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _complex_of(totals: Totals) -> Floats:
-    from segros_eval.benchmarks.compbench.rules import COMPLEX_GROUPS
-
-    columns = [place for place, group in enumerate(totals.groups) if group in COMPLEX_GROUPS]
-    return totals.means[:, columns].mean(axis=1)
-
-
-def _overall_of(totals: Totals) -> Floats:
-    from segros_eval.benchmarks.compbench.rules import COMPLEX_GROUPS
-
-    simple = [place for place, group in enumerate(totals.groups) if group not in COMPLEX_GROUPS]
-    parts = totals.means[:, simple]
-    if len(simple) == len(totals.groups):
-        return parts.mean(axis=1)
-    return (parts.sum(axis=1) + _complex_of(totals)) / (len(simple) + 1)
+    asked = {group for group, _ in totals}
+    means = [_category(name, totals) for name in CATEGORIES if asked.intersection(_groups(name))]
+    return ratio(sum(means, 0.0), len(means))
 
 
 def _checked(data: Path | None, name: str, sha256: str) -> Path:
@@ -337,7 +309,7 @@ def _checked(data: Path | None, name: str, sha256: str) -> Path:
     fault = "no data folder was given" if data is None else file_fault(PinnedFile(name, "", sha256), data)
     if data is None or fault is not None:
         raise PrerequisiteError(
-            f"T2I-CompBench's official files are missing: {name if data is None else data / name}: {fault}. "
-            "Get them with `segros data fetch compbench`."
+            f"T2I-CompBench's official files are missing: {name if data is None else data / name}: {fault}",
+            "Get them with `segros data fetch compbench`.",
         )
     return data / name

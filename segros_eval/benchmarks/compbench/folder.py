@@ -97,12 +97,15 @@ def read_compbench_folder(
 
 def _pictures(root: Path) -> list[Path]:
     if not root.is_dir():
-        raise PrerequisiteError(f"There is no folder {root}. Name a folder of images in T2I-CompBench's layout.")
+        raise PrerequisiteError(
+            f"There is no folder {root}",
+            "Name a folder of images in T2I-CompBench's layout.",
+        )
     found = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES)
     if not found:
         raise PrerequisiteError(
-            f"{root} is not in T2I-CompBench's layout: it holds no picture. Expected "
-            f"{root.name}/<category>/samples/<prompt>_000000.png, or {root.name}/<question id>.png."
+            f"{root} is not in T2I-CompBench's layout: it holds no picture",
+            f"Expected {root.name}/<category>/samples/<prompt>_000000.png, or {root.name}/<question id>.png.",
         )
     return found
 

@@ -13,19 +13,34 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import Interval, Judge, JudgeReply, JudgeRequest, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import (
+    WORLD_READER,
+    Judge,
+    JudgeReply,
+    JudgeRequest,
+    Metric,
+    Need,
+    Sample,
+    Score,
+    Tools,
+    World,
+)
+from segros_eval.benchmarks.kinds import ImageBenchmark, check_counts
 from segros_train.errors import PrerequisiteError
 
 if TYPE_CHECKING:
-    from segros_eval.benchmarks.dpgbench.rules import Answered, Question, Summary
+    from segros_eval.benchmarks.dpgbench.rules import Answered, Question
     from segros_eval.benchmarks.folders import ImageFolder
+    from segros_eval.statistics.tally import Entry, Floats, Tally, Totals
 
 __all__ = ["PROMPTS_FILE", "QUESTIONS_FILE", "DPGBench"]
 
 PROMPTS_FILE, QUESTIONS_FILE = "prompts.json", "dpg_bench.csv"
+OVERALL = "overall"
 JUDGE_TEMPLATE = "dpg-yes-no-v1"
 JUDGE_TEXT = "{question} Answer with yes or no."
 
@@ -35,7 +50,7 @@ _COMMIT = "3c228f1"
 
 
 @dataclass(frozen=True)
-class DPGBench:
+class DPGBench(ImageBenchmark):
     """Score images by the questions of DPG-Bench.
 
     Attributes:
@@ -53,7 +68,6 @@ class DPGBench:
     """
 
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Literal["official", "fixed"] = "official"
     answerer: Literal["mplug", "judge"] = "mplug"
@@ -66,12 +80,10 @@ class DPGBench:
     questions_git_blob: str = _OFFICIAL_QUESTIONS
 
     def __post_init__(self) -> None:
-        for name in ("images_per_prompt", "shapes_prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        check_counts(self)
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def needs(self) -> tuple[Need, ...]:
         """The tool that answers."""
         return (self.answerer,)
 
@@ -86,6 +98,14 @@ class DPGBench:
             if getattr(self, name) != official:
                 parts.append(f"{name}={getattr(self, name)}")
         return " ".join(parts)
+
+    def protocol_in(self, world: World) -> str:
+        """Return name, commit and rules, and who answers in a world."""
+        return f"dpg-bench@{_COMMIT} {self.rules} judged by {WORLD_READER}" if world == "shapes" else self.protocol
+
+    def prompt_ids(self, number: int, record: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the item's own name, twice."""
+        return record["item_id"], record["item_id"]
 
     def prompts(self, world: World, data: Path | None) -> list[dict[str, Any]]:
         """Return the evaluation set: per item its id, prompt, questions, and whether it heads the official table.
@@ -111,23 +131,6 @@ class DPGBench:
             raise PrerequisiteError(f"{table} has no questions about {len(lacking)} prompts, e.g. {lacking[0]}.")
         first = next(iter(graphs), None)
         return [_record(item, text, graphs[item], heads_table=item == first) for item, text in texts.items()]
-
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield `images_per_prompt` draws of each prompt and seed; draws are numbered as GenEval's are.
-
-        Args:
-            world: See `prompts`.
-            data: See `prompts`.
-            seeds: Seeds of the run.
-
-        Raises:
-            PrerequisiteError: See `prompts`.
-        """
-        for record in self.prompts(world, data):
-            for seed in seeds:
-                for draw in range(seed * self.images_per_prompt, (seed + 1) * self.images_per_prompt):
-                    item = record["item_id"]
-                    yield Sample(f"{item}/{draw:05d}", item, "image", record["prompt"], seed=draw, metadata=record)
 
     def folder_prompts(self, root: Path) -> Iterator[str]:
         """Yield the item ids that a folder's file names hold; the layout holds no prompts.
@@ -168,8 +171,8 @@ class DPGBench:
         """
         if tools.judge is None:
             raise PrerequisiteError(
-                "DPG-Bench asks questions about images, and nothing was opened that answers them. Open it with "
-                "segros_eval.pipeline.tools.open_tools."
+                "DPG-Bench asks questions about images, and nothing was opened that answers them",
+                "Open it with segros_eval.pipeline.tools.open_tools.",
             )
         from segros_eval.benchmarks.folders import response_fault
 
@@ -185,58 +188,28 @@ class DPGBench:
             for index, (sample, fault) in enumerate(zip(samples, faults, strict=True))
         ]
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent: `overall`, the five kinds and thirteen categories by `rules`, then by the other rules.
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """`overall`, the five kinds and thirteen categories by `rules`, then by the other rules; in percent.
 
         Names of the other rules' numbers begin with theirs (`fixed_overall`). `fixed_zeroed_...` are the kinds after
         dependencies, which the official script does not print.
         """
         from segros_eval.benchmarks.dpgbench.rules import CATEGORIES, KINDS
 
+        tallies = {"official": partial(_answers, True), "fixed": partial(_answers, False)}
         others = {"official": "fixed", "fixed": "official"}[self.rules]
-        metrics: dict[str, float | None] = {}
+        found = []
         for rules, prefix in ((self.rules, ""), (others, f"{others}_")):
-            summary = self.summary(scores, rules=rules)
-            metrics[f"{prefix}overall"] = _percent(summary.score)
-            metrics |= {f"{prefix}{kind}": _percent(summary.kinds.get(kind)) for kind in KINDS}
-            metrics |= {f"{prefix}{_key(name)}": _percent(summary.categories.get(name)) for name in CATEGORIES}
-        zeroed = self.summary(scores, rules="fixed").zeroed_kinds
-        return metrics | {f"fixed_zeroed_{kind}": _percent(zeroed.get(kind)) for kind in KINDS}
-
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate 95% intervals of both headlines by resampling prompts.
-
-        Args:
-            scores: What `aggregate` sums up.
-            seed: Seed of the resampling.
-        """
-        from segros_eval.statistics.bootstrap import bootstrap_intervals, pooled_mean
-
-        found: dict[str, Interval] = {}
-        for name, value in self.aggregate(scores).items():
-            if not name.endswith("overall") or value is None:
-                continue
-            rules = self.rules if name == "overall" else name.removesuffix("_overall")
-            means = [
-                Score(item, item, None, None, "scored", mean)
-                for item, mean in self.summary(scores, rules=rules).files.items()
-            ]
-            interval = bootstrap_intervals(means, {"overall": pooled_mean}, seed=seed).get("overall")
-            found |= {name: interval} if interval is not None else {}
-        return found
-
-    def summary(self, scores: Sequence[Score], *, rules: str) -> Summary:
-        """Sum up by some rules.
-
-        Args:
-            scores: Scores of this evaluator.
-            rules: `"official"` or `"fixed"`.
-        """
-        from segros_eval.benchmarks.dpgbench.rules import summarise
-
-        official = rules == "official"
-        known = sorted((score for score in scores if score.value is not None), key=lambda score: score.item_id)
-        return summarise(map(answered, known), drop_first_row=official, last_picture_only=official)
+            found.append(Metric(f"{prefix}overall", tallies[rules], partial(_share, OVERALL), clusters="prompt"))
+            for level, names in (("kind", KINDS), ("category", CATEGORIES)):
+                for name in names:
+                    share = partial(_share, f"{level} {name}")
+                    found.append(Metric(f"{prefix}{name.replace(' ', '')}", tallies[rules], share))
+        zeroed = [
+            Metric(f"fixed_zeroed_{one}", tallies["fixed"], partial(_share, f"zeroed kind {one}")) for one in KINDS
+        ]
+        return (*found, *zeroed)
 
     def _checked(self, data: Path | None) -> tuple[Path, Path]:
         """Return the official files, which are those of the protocol."""
@@ -251,9 +224,10 @@ class DPGBench:
             if fault is not None:
                 place = file.name if data is None else str(data / file.name)
                 raise PrerequisiteError(
-                    f"DPG-Bench's official files are missing: {place}: {fault}. Get them with `segros data fetch "
+                    f"DPG-Bench's official files are missing: {place}: {fault}",
+                    "Get them with `segros data fetch "
                     "dpgbench`. Another version is a protocol of its own: name its digest with "
-                    "--set dpgbench.prompts_sha256=... or dpgbench.questions_git_blob=..."
+                    "--set dpgbench.prompts_sha256=... or dpgbench.questions_git_blob=...",
                 )
         assert data is not None
         return data / PROMPTS_FILE, data / QUESTIONS_FILE
@@ -330,9 +304,27 @@ def _unscored(sample: Sample, reason: str) -> Score:
     return Score(sample.item_id, sample.cluster_id, None, None, "unscored", None, reason=reason)
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def _answers(official: bool, scores: Sequence[Score]) -> Tally:
+    """Sum up each prompt by some rules: its score, and the questions answered yes by level and category."""
+    from segros_eval.benchmarks.dpgbench.rules import summarise
+    from segros_eval.statistics.tally import tabulate
+
+    files: dict[str, list[Score]] = {}
+    for score in sorted((score for score in scores if score.value is not None), key=lambda score: score.item_id):
+        files.setdefault(score.cluster_id, []).append(score)
+    entries: list[Entry] = []
+    for file, members in files.items():
+        found = summarise(map(answered, members), drop_first_row=official, last_picture_only=official)
+        if found.score is None:
+            continue
+        entries += [(file, (OVERALL, "sum"), found.score), (file, (OVERALL, "count"), 1.0)]
+        for (level, name), (yes, asked) in found.counts.items():
+            place = f"{level} {name}"
+            entries += [(file, (place, "sum"), float(yes)), (file, (place, "count"), float(asked))]
+    return tabulate(entries)
 
 
-def _key(category: str) -> str:
-    return category.replace(" ", "")
+def _share(place: str, totals: Totals) -> Floats:
+    from segros_eval.statistics.tally import group_mean
+
+    return 100 * group_mean(totals, place)

@@ -14,12 +14,23 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["CATEGORIES", "KINDS", "Answered", "Question", "Summary", "read_graphs", "score_picture", "summarise"]
+__all__ = [
+    "CATEGORIES",
+    "KINDS",
+    "Answered",
+    "Level",
+    "Question",
+    "Summary",
+    "read_graphs",
+    "score_picture",
+    "summarise",
+]
 
 CATEGORIES = (
     "entity - whole",
@@ -39,6 +50,9 @@ CATEGORIES = (
 """The second level of categories, in the official spelling."""
 KINDS = ("global", "entity", "attribute", "relation", "other")
 """The first level: what stands before the dash."""
+
+Level = Literal["kind", "category", "zeroed kind"]
+"""First-level categories and second-level ones, answers as given; first-level ones after dependencies."""
 
 YES = "yes"
 _COLUMNS = {"item_id", "proposition_id", "dependency", "tuple", "question_natural_language"}
@@ -91,35 +105,19 @@ class Summary:
         score: Mean over files; None without any.
         files: Score of each file.
         pictures: Scores of each file's pictures.
-        kinds: Share of yes by first-level category, answers as given.
-        categories: The same by second-level category.
-        zeroed_kinds: Share of yes by first-level category, after dependencies.
+        counts: How many questions were answered yes, and how many asked, by level and category.
         failed: Files that the rules cannot score: a question depends on one that is not there.
     """
 
     score: float | None
     files: Mapping[str, float]
     pictures: Mapping[str, tuple[float, ...]]
-    kinds: Mapping[str, float]
-    categories: Mapping[str, float]
-    zeroed_kinds: Mapping[str, float]
+    counts: Mapping[tuple[Level, str], tuple[int, int]]
     failed: tuple[str, ...] = ()
 
-
-@dataclass
-class _Tally:
-    """Yes and asked, by category."""
-
-    yes: dict[str, int] = field(default_factory=dict)
-    asked: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, yes: bool) -> None:
-        self.yes[name] = self.yes.get(name, 0) + yes
-        self.asked[name] = self.asked.get(name, 0) + 1
-
-    @property
-    def shares(self) -> dict[str, float]:
-        return {name: self.yes[name] / self.asked[name] for name in self.asked}
+    def shares(self, level: Level) -> dict[str, float]:
+        """Return the share of yes by category of a level."""
+        return {name: yes / asked for (one, name), (yes, asked) in self.counts.items() if one == level}
 
 
 def read_graphs(path: Path) -> dict[str, tuple[Question, ...]]:
@@ -183,7 +181,7 @@ def summarise(pictures: Iterable[Answered], *, drop_first_row: bool, last_pictur
     for picture in pictures:
         files.setdefault(picture.file, []).append(picture)
     scores: dict[str, tuple[float, ...]] = {}
-    kinds, categories, zeroed = _Tally(), _Tally(), _Tally()
+    counts: dict[tuple[Level, str], tuple[int, int]] = {}
     failed = []
     for file, members in files.items():
         asked = [member.questions[drop_first_row and member.heads_table :] for member in members]
@@ -195,12 +193,19 @@ def summarise(pictures: Iterable[Answered], *, drop_first_row: bool, last_pictur
         scores[file] = tuple(sum(answers.values()) / len(answers) for answers in good)
         for few, member, answers in list(zip(asked, members, good, strict=True))[-1 if last_picture_only else 0 :]:
             for question in few:
-                kinds.add(question.kind, member.yes[question.id])
-                categories.add(question.category, member.yes[question.id])
-                zeroed.add(question.kind, answers[question.id])
+                given, after = member.yes[question.id], answers[question.id]
+                judged: tuple[tuple[Level, str, bool], ...] = (
+                    ("kind", question.kind, given),
+                    ("category", question.category, given),
+                    ("zeroed kind", question.kind, after),
+                )
+                for level, name, right in judged:
+                    place = level, name
+                    yes, all_asked = counts.get(place, (0, 0))
+                    counts[place] = yes + right, all_asked + 1
     means = {file: sum(values) / len(values) for file, values in scores.items()}
     score = sum(means.values()) / len(means) if means else None
-    return Summary(score, means, scores, kinds.shares, categories.shares, zeroed.shares, tuple(failed))
+    return Summary(score, means, scores, counts, tuple(failed))
 
 
 def _question(row: Mapping[str, str]) -> Question:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import Detection, Detector, GroupedColors, Interval, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import Detection, Detector, GroupedColors, Metric, Need, Sample, Score, Tools, World
+from segros_eval.benchmarks.kinds import ImageBenchmark, check_counts
 from segros_train.errors import PrerequisiteError
 from segros_train.files import file_sha256
 
@@ -46,7 +47,7 @@ _IMAGES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class GenEval:
+class GenEval(ImageBenchmark):
     """Score images by the rules of GenEval.
 
     Attributes:
@@ -63,7 +64,6 @@ class GenEval:
     """
 
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     threshold: float = 0.3
     counting_threshold: float = 0.9
@@ -75,7 +75,10 @@ class GenEval:
     metadata_sha256: str = _OFFICIAL_METADATA
     detector: Literal["transformers", "mmdet"] = "transformers"
 
-    needs: ClassVar[tuple[str, ...]] = ("detector",)
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The detector."""
+        return ("detector",)
 
     @property
     def min_score(self) -> float:
@@ -83,9 +86,7 @@ class GenEval:
         return min(self.threshold, self.counting_threshold)
 
     def __post_init__(self) -> None:
-        for name in ("max_objects", "images_per_prompt", "shapes_prompts_per_tag"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        check_counts(self)
 
     @property
     def protocol(self) -> str:
@@ -115,37 +116,18 @@ class GenEval:
         if path is None or not path.is_file():
             place = "no data folder was given" if path is None else f"{path} does not exist"
             raise PrerequisiteError(
-                f"GenEval's prompts are missing: {place}. Get them with `segros data fetch geneval`."
+                f"GenEval's prompts are missing: {place}",
+                "Get them with `segros data fetch geneval`.",
             )
         digest = file_sha256(path)
         if digest != self.metadata_sha256:
             raise PrerequisiteError(
                 f"{path} is not the prompt file of {self.protocol}: its sha256 is {digest}, expected "
-                f"{self.metadata_sha256}. Fetch it again with `segros data fetch geneval`, or name its digest with "
-                "--set metadata_sha256=..., which makes it a protocol of its own."
+                f"{self.metadata_sha256}",
+                "Fetch it again with `segros data fetch geneval`, or name its digest with "
+                "--set metadata_sha256=..., which makes it a protocol of its own.",
             )
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield `images_per_prompt` draws of each prompt and seed.
-
-        Draw k of seed s has the drawing seed s * images_per_prompt + k, which also names the item ("00012/00003"):
-        pooled seeds never collide, and more images per prompt keep those that seed 0 already drew.
-
-        Args:
-            world: See `prompts`.
-            data: See `prompts`.
-            seeds: Seeds of the run.
-
-        Raises:
-            PrerequisiteError: See `prompts`.
-        """
-        for index, record in enumerate(self.prompts(world, data)):
-            for seed in seeds:
-                for draw in range(seed * self.images_per_prompt, (seed + 1) * self.images_per_prompt):
-                    prompt_id = f"{index:05d}"
-                    item_id = f"{prompt_id}/{draw:05d}"
-                    yield Sample(item_id, prompt_id, "image", record["prompt"], seed=draw, metadata=record)
 
     def folder_prompts(self, root: Path) -> Iterator[str]:
         """Yield the prompts that a folder in the official layout says it shows.
@@ -182,8 +164,8 @@ class GenEval:
         """
         if tools.detector is None:
             raise PrerequisiteError(
-                "GenEval finds objects with a detector, and none was opened. Open one with "
-                "segros_eval.pipeline.tools.open_tools."
+                "GenEval finds objects with a detector, and none was opened",
+                "Open one with segros_eval.pipeline.tools.open_tools.",
             )
         scores: list[Score] = []
         for start in range(0, len(samples), _IMAGES_AT_ONCE):
@@ -191,40 +173,28 @@ class GenEval:
             scores += self._score_window(samples[window], responses[window], tools.detector)
         return scores
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent: `overall` (mean of the tags), the six tags, images and prompts.
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """`overall` (mean of the tags), the six tags, images and prompts, in percent.
 
-        Only scored images count. A tag without any is None, and so is then the overall. A prompt counts as
+        Only scored images count. A tag without any has no value, and neither has then the overall. A prompt counts as
         correct when one of its images is; prompts with an unscored image are left out of that share.
         """
-        tags = {tag: _mean(score.value for score in scores if score.group == tag) for tag in TAGS}
-        shares = {
-            "overall": None if None in tags.values() else _mean(tags.values()),
-            **tags,
-            "image_accuracy": _mean(score.value for score in scores),
-            "prompt_accuracy": _mean(prompt.value for prompt in _by_prompt(scores)),
-        }
-        return {name: None if share is None else 100 * share for name, share in shares.items()}
+        from segros_eval.statistics.tally import item_mean, item_tally, mean_of_groups
 
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate 95% intervals of every metric by resampling prompts within their tags.
-
-        Args:
-            scores: What `aggregate` sums up.
-            seed: Seed of the resampling.
-        """
-        from segros_eval.statistics.bootstrap import bootstrap_intervals, macro_mean, pooled_mean
-
-        found = bootstrap_intervals(scores, {"overall": macro_mean, "image_accuracy": pooled_mean}, seed=seed)
-        of_prompts = bootstrap_intervals(_by_prompt(scores), {"prompt_accuracy": pooled_mean}, seed=seed)
-        found |= {name: interval for name, interval in of_prompts.items() if name == "prompt_accuracy"}
-        metrics = self.aggregate(scores)
-        return {name: found[name] for name in metrics if name in found and metrics[name] is not None}
+        images = item_tally()
+        return (
+            Metric("overall", images, lambda totals: 100 * mean_of_groups(totals, TAGS), clusters="prompt"),
+            *(item_mean(tag, images, tag, factor=100, clusters="prompt") for tag in TAGS),
+            item_mean("image_accuracy", images, factor=100, clusters="prompt"),
+            item_mean("prompt_accuracy", lambda scores: images(_by_prompt(scores)), factor=100, clusters="prompt"),
+        )
 
     def _score_window(self, samples: Sequence[Sample], responses: Sequence[Any], detector: Detector) -> list[Score]:
+        from segros_eval.benchmarks.folders import read_response
         from segros_eval.benchmarks.geneval.rules import color_questions
 
-        read = [_read(response) for response in responses]
+        read = [read_response(response) for response in responses]
         good = [(sample, image) for sample, image in zip(samples, read, strict=True) if not isinstance(image, str)]
         detections = detector.detect([image for _, image in good])
         kept = [self._keep(sample, found) for (sample, _), found in zip(good, detections, strict=True)]
@@ -305,18 +275,6 @@ def _colors(detector: Detector, groups: Sequence[tuple[Image, Sequence[Detection
     return [detector.colors(image, found) for image, found in groups]
 
 
-def _read(response: Any) -> Image | str:
-    """Return the image of a response, or why there is none."""
-    from segros_eval.benchmarks.images import UnreadableImageError, read_image
-
-    if response is None:
-        return "no image was drawn"
-    try:
-        return read_image(response)
-    except UnreadableImageError as error:
-        return str(error)
-
-
 def _unscored(sample: Sample, reason: str) -> Score:
     tag = sample.metadata["tag"]
     return Score(sample.item_id, sample.cluster_id, None, None, "unscored", None, reason=reason, group=tag)
@@ -333,8 +291,3 @@ def _by_prompt(scores: Sequence[Score]) -> list[Score]:
         if len(values) == len(members):
             merged.append(Score(prompt_id, prompt_id, None, None, "scored", max(values), group=members[0].group))
     return merged
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

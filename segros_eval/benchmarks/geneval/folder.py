@@ -141,12 +141,15 @@ def official_row(sample: Sample, score: Score, filename: str) -> dict[str, Any]:
 
 def _prompt_directories(root: Path) -> list[Path]:
     if not root.is_dir():
-        raise PrerequisiteError(f"There is no folder {root}. Name a folder of images in GenEval's layout.")
+        raise PrerequisiteError(
+            f"There is no folder {root}",
+            "Name a folder of images in GenEval's layout.",
+        )
     directories = sorted(path for path in root.iterdir() if path.is_dir() and path.name.isdigit())
     if not directories:
         raise PrerequisiteError(
-            f"{root} is not in GenEval's layout: it has no folder of a prompt. Expected "
-            f"{root.name}/00000/{_RECORD_FILE} and {root.name}/00000/samples/00000.png, and so on."
+            f"{root} is not in GenEval's layout: it has no folder of a prompt",
+            f"Expected {root.name}/00000/{_RECORD_FILE} and {root.name}/00000/samples/00000.png, and so on.",
         )
     return directories
 

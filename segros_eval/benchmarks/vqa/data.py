@@ -49,8 +49,9 @@ def question_set(
     if data is None or not data.is_dir():
         place = "no data folder was given" if data is None else f"{data} does not exist"
         raise PrerequisiteError(
-            f"{schema.title}'s questions are missing: {place}. Get them with `segros data fetch {benchmark}`, or put "
-            "the hub's parquet files, VLMEvalKit's TSV or the official archives there."
+            f"{schema.title}'s questions are missing: {place}",
+            f"Get them with `segros data fetch {benchmark}`, or put "
+            "the hub's parquet files, VLMEvalKit's TSV or the official archives there.",
         )
     questions = [
         question
@@ -118,8 +119,9 @@ def _check(schema: Schema, questions: Sequence[Question], folder: Path, num_rows
         problems.append(f"{len(questions)} questions, expected {num_rows}")
     if problems:
         raise PrerequisiteError(
-            f"{folder} is not {schema.title} as published: {'; '.join(problems)}. Fetch it again, or take another "
-            "number of questions with --set num_rows=..., which becomes part of the protocol's name."
+            f"{folder} is not {schema.title} as published: {'; '.join(problems)}",
+            "Fetch it again, or take another "
+            "number of questions with --set num_rows=..., which becomes part of the protocol's name.",
         )
 
 

@@ -9,23 +9,19 @@ ignore_punctuation); open-compass/VLMEvalKit@e8e78f0, vlmeval/dataset/image_vqa.
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-from segros_eval.benchmarks.base import Interval, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import Metric, Sample, Score
 from segros_eval.benchmarks.vqa.questions import (
     WORD,
+    PublishedQuestions,
     Rules,
     Verdict,
+    accuracies,
     answer_of,
-    check_positive,
-    judge,
-    mean_percent,
-    named_intervals,
-    protocol_id,
-    share_unparsed,
+    unparsed_share,
 )
 
 __all__ = ["GQA", "normalised"]
@@ -39,7 +35,7 @@ def normalised(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class GQA:
+class GQA(PublishedQuestions):
     """Score answers by the rules of GQA.
 
     Attributes:
@@ -49,44 +45,24 @@ class GQA:
         shapes_pictures: Pictures in the embedded world, with three questions each.
     """
 
+    name: ClassVar[str] = "gqa"
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Rules = "standard"
     max_new_tokens: int = 16
     num_rows: int | None = 12_578
     shapes_pictures: int = 300
 
-    def __post_init__(self) -> None:
-        check_positive(self, "max_new_tokens", "num_rows", "shapes_pictures")
-
-    @property
-    def protocol(self) -> str:
-        """Name, version and every departure from the default."""
-        return protocol_id("gqa", self)
-
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Return what is asked about a record."""
         return f"{record['question']}\n{WORD}"
 
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield every question once: an answer is decoded without chance, so seeds change nothing.
+    def picture_id(self, item_id: str, record: Mapping[str, Any]) -> str:
+        """Return what questions about the same picture share."""
+        return record["imageId"]
 
-        Raises:
-            PrerequisiteError: If the data is missing or damaged.
-        """
-        from segros_eval.benchmarks.vqa.data import question_set
-
-        records = question_set("gqa", world, data, num_rows=self.num_rows, shapes_size=self.shapes_pictures)
-        for item_id, record, pictures in records:
-            metadata = {**record, "group": ""}
-            yield Sample(item_id, record["imageId"], "answer", self.prompt(record), images=pictures, metadata=metadata)
-
-    def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
-        """Judge answers: 1 where the answer is the expected one. An empty answer counts as unparsed."""
-        return judge(samples, responses, self._read)
-
-    def _read(self, sample: Sample, answer: str) -> Verdict:
+    def read(self, sample: Sample, answer: str) -> Verdict:
+        """Return what the protocol makes of an answer."""
         gold = sample.metadata["answer"]
         if self.rules == "vlmevalkit":
             found, right = answer.strip().lower(), gold.strip().lower()
@@ -94,27 +70,14 @@ class GQA:
             found, right = normalised(answer.strip()), normalised(gold)
         return Verdict(found or None, float(found == right))
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent: `accuracy`, and `strict_lower`, which minds punctuation."""
-        return {
-            "accuracy": mean_percent(score.value for score in scores),
-            "strict_lower": mean_percent(_strict(score) for score in scores),
-            "unparsed": share_unparsed(scores),
-        }
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """`accuracy`, and `strict_lower`, which minds punctuation; in percent."""
+        from segros_eval.statistics.tally import item_mean, item_tally
 
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate the 95% interval of the accuracy from its standard error, clustered by picture.
-
-        Args:
-            scores: The same scores that `aggregate` sums up.
-            seed: Not used: nothing is resampled.
-        """
-        from segros_eval.statistics.clustered import clustered_interval
-
-        accuracy = clustered_interval(scores)
-        return named_intervals(self.aggregate(scores), {"accuracy": accuracy} if accuracy else {})
+        return (*accuracies({}), item_mean("strict_lower", item_tally(_strict)), unparsed_share())
 
 
 def _strict(score: Score) -> float | None:
     given = answer_of(score)
-    return None if given is None else float(given[0].strip().lower() == given[1].strip().lower())
+    return None if given is None else 100.0 * (given[0].strip().lower() == given[1].strip().lower())

@@ -9,28 +9,29 @@ Source: BradyFU/Awesome-Multimodal-Large-Language-Models, MME eval_tool; Evolvin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from segros_eval.benchmarks.base import Interval, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import Metric, Sample, Score
 from segros_eval.benchmarks.vqa.categories import COGNITION, PERCEPTION
 from segros_eval.benchmarks.vqa.questions import (
     WORD,
     Decoding,
+    PublishedQuestions,
     Rules,
     Verdict,
-    check_positive,
-    judge,
-    mean_percent,
-    named_intervals,
-    protocol_id,
-    share_unparsed,
+    accuracies,
+    unparsed_share,
 )
 from segros_eval.benchmarks.vqa.yes_no import first_letters, whole_word
 
-__all__ = ["MME", "picture_scores"]
+if TYPE_CHECKING:
+    from segros_eval.statistics.tally import Floats, Tally, Totals
+
+__all__ = ["MME"]
 
 SUFFIX = " Please answer yes or no."
 
@@ -39,7 +40,7 @@ _POINTS_PER_PICTURE = 200
 
 
 @dataclass(frozen=True)
-class MME:
+class MME(PublishedQuestions):
     """Score answers by the rules of MME.
 
     Attributes:
@@ -50,8 +51,8 @@ class MME:
         shapes_pictures: Pictures of each category in the embedded world.
     """
 
+    name: ClassVar[str] = "mme"
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Rules = "standard"
     max_new_tokens: int = 16
@@ -59,146 +60,77 @@ class MME:
     num_rows: int | None = 2374
     shapes_pictures: int = 60
 
-    def __post_init__(self) -> None:
-        check_positive(self, "max_new_tokens", "num_rows", "shapes_pictures")
-
-    @property
-    def protocol(self) -> str:
-        """Name, version and every departure from the default."""
-        return protocol_id("mme", self)
-
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Return what is asked about a record."""
         if self.rules == "vlmevalkit":
             return record["question"]
         return f"{record['question'].strip().replace(SUFFIX, '')}\n{WORD}"
 
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield every question once: an answer is decoded without chance, so seeds change nothing.
+    def picture_id(self, item_id: str, record: Mapping[str, Any]) -> str:
+        """Return what questions about the same picture share."""
+        return record["question_id"]
 
-        Raises:
-            PrerequisiteError: If the data is missing, damaged, or holds a picture without two questions.
-        """
-        from segros_eval.benchmarks.vqa.data import question_set
+    def group(self, item_id: str, record: Mapping[str, Any]) -> str:
+        """Return the category that a question belongs to."""
+        return record["category"]
 
-        records = question_set("mme", world, data, num_rows=self.num_rows, shapes_size=self.shapes_pictures)
-        for item_id, record, pictures in records:
-            yield Sample(
-                item_id,
-                record["question_id"],
-                "answer",
-                self.prompt(record),
-                images=pictures,
-                choices=("Yes", "No") if self.decoding == "logprobs" else (),
-                metadata={**record, "group": record["category"]},
-            )
+    def choices(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the answers that are weighed, where they are."""
+        return ("Yes", "No") if self.decoding == "logprobs" else ()
 
-    def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
-        """Judge answers: 1 where the reading equals the right answer."""
-        return judge(samples, responses, self._read)
-
-    def _read(self, sample: Sample, answer: str) -> Verdict:
+    def read(self, sample: Sample, answer: str) -> Verdict:
+        """Return what the protocol makes of an answer."""
         found = whole_word(answer) if self.rules == "vlmevalkit" else first_letters(answer)
         return Verdict(found, float(found == sample.metadata["answer"].strip().lower().replace(".", "")))
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up: `perception`, `cognition` and each category in points, the rest in percent.
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """`perception`, `cognition` and each category in points, the rest in percent.
 
         A category with a picture of which only one question is scored has no value, and neither has the sum it
         belongs to. A sum is over the categories that were asked.
-
-        Raises:
-            ValueError: If a score is of no category of MME.
         """
-        pictures = _pictures(scores)
-        points = {name: _points(pictures[name]) if name in pictures else None for name in (*PERCEPTION, *COGNITION)}
-        return {
-            "perception": _total(points, pictures, PERCEPTION),
-            "cognition": _total(points, pictures, COGNITION),
-            **points,
-            "accuracy": mean_percent(score.value for score in scores),
-            "unparsed": share_unparsed(scores),
-        }
-
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate 95% intervals: pictures are resampled within their categories; accuracy has its standard error.
-
-        Args:
-            scores: The same scores that `aggregate` sums up.
-            seed: Seed of the resampling.
-        """
-        from segros_eval.statistics.bootstrap import bootstrap_intervals, macro_mean
-        from segros_eval.statistics.clustered import clustered_interval, scaled
-
-        metrics = self.aggregate(scores)
-        pictures = _pictures(scores)
-        found: dict[str, Interval] = {}
-        for total, names in (("perception", PERCEPTION), ("cognition", COGNITION)):
-            asked = [name for name in names if name in pictures]
-            units = picture_scores(scores, total)
-            drawn = bootstrap_intervals(units, {total: macro_mean}, seed=seed, unit="image")
-            percent = _POINTS_PER_PICTURE / 100
-            factors = {name: percent * (len(asked) if name == total else 1) for name in drawn}
-            # Where every picture is worth the same there is nothing to resample, which is not certainty.
-            found |= {name: scaled(one, factors[name]) for name, one in drawn.items() if one.low < one.high}
-        accuracy = clustered_interval(scores)
-        return named_intervals(metrics, found | ({"accuracy": accuracy} if accuracy else {}))
+        totals, categories = [], []
+        for name, members in (("perception", PERCEPTION), ("cognition", COGNITION)):
+            tally = partial(_pictures, members)
+            totals.append(Metric(name, tally, partial(_total, members), "points", members, "image"))
+            categories += [Metric(one, tally, partial(_total, (one,)), "points", (one,), "image") for one in members]
+        return (*totals, *categories, *accuracies({}), unparsed_share())
 
 
-_Answers = list[float | None]
+def _pictures(categories: Sequence[str], scores: Sequence[Score]) -> Tally:
+    """Sum up what the pictures of some categories are worth, in [0, 1].
 
+    Raises:
+        ValueError: If a score is of no category of MME.
+    """
+    from segros_eval.statistics.tally import tabulate
 
-def _pictures(scores: Sequence[Score]) -> dict[str, dict[str, _Answers]]:
-    """Return the values of each picture's questions, by category and picture."""
-    found: dict[str, dict[str, _Answers]] = {}
+    pictures: dict[tuple[str, str], list[float]] = {}
     for score in scores:
         if score.group not in PERCEPTION + COGNITION:
             raise ValueError(f"Item {score.item_id!r} is of category {score.group!r}, which MME does not have.")
-        found.setdefault(score.group, {}).setdefault(score.cluster_id, []).append(score.value)
-    return found
-
-
-def _scored(pictures: Mapping[str, _Answers]) -> dict[str, list[float]]:
-    """Return the pictures with an answer, with the values that are known."""
-    known = {name: [value for value in values if value is not None] for name, values in pictures.items()}
-    return {name: values for name, values in known.items() if values}
-
-
-def _points(pictures: Mapping[str, _Answers]) -> float | None:
-    """Return a category's mean in points; None where nothing is scored, or a picture is scored by half."""
-    scored = _scored(pictures)
-    if not scored or any(len(values) != _QUESTIONS_PER_PICTURE for values in scored.values()):
-        return None
-    return sum(map(_worth, scored.values())) / len(scored) * _POINTS_PER_PICTURE
+        if score.group in categories and score.value is not None:
+            pictures.setdefault((score.group, score.cluster_id), []).append(score.value)
+    asked = {score.group for score in scores}.intersection(categories)
+    entries = (
+        (f"{category}/{picture}", (category, what), part)
+        for (category, picture), values in pictures.items()
+        for what, part in (("sum", _worth(values)), ("count", 1.0))
+    )
+    return tabulate(entries, counters=[(category, what) for category in asked for what in ("sum", "count")])
 
 
 def _worth(values: Sequence[float]) -> float:
-    """Return what a picture is worth, in [0, 1]."""
+    """Return what a picture is worth; NaN where it is scored by half."""
+    if len(values) != _QUESTIONS_PER_PICTURE:
+        return math.nan
     return (sum(values) / len(values) + float(min(values) == 1)) / 2
 
 
-def _total(points: Mapping[str, float | None], pictures: Mapping[str, Any], names: Sequence[str]) -> float | None:
-    asked = [points[name] for name in names if name in pictures]
-    known = [value for value in asked if value is not None]
-    return sum(known) if known and len(known) == len(asked) else None
+def _total(categories: Sequence[str], totals: Totals) -> Floats:
+    """Return the sum of the means of those categories that were asked, in points; NaN where none was."""
+    from segros_eval.statistics.tally import group_mean, ratio
 
-
-def picture_scores(scores: Sequence[Score], total: str) -> list[Score]:
-    """Return a score per picture of one of the sums' categories: its worth in [0, 1].
-
-    Args:
-        scores: Scores of questions.
-        total: `"perception"` or `"cognition"`.
-    """
-    names = PERCEPTION if total == "perception" else COGNITION
-    pictures = _pictures(scores)
-    return [unit for name in names if name in pictures for unit in _units(name, pictures[name])]
-
-
-def _units(category: str, pictures: Mapping[str, _Answers]) -> list[Score]:
-    """Return a score per picture with a value."""
-    return [
-        Score(f"{category}/{name}", f"{category}/{name}", None, None, "scored", _worth(values), group=category)
-        for name, values in _scored(pictures).items()
-        if len(values) == _QUESTIONS_PER_PICTURE
-    ]
+    means = [group_mean(totals, name) * _POINTS_PER_PICTURE for name in categories if (name, "count") in totals]
+    return ratio(sum(means, 0.0), float(bool(means)))

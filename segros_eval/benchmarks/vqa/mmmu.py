@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import Interval, Picture, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import Metric, Picture, Sample, Score, World
+from segros_eval.benchmarks.kinds import Question
 from segros_eval.benchmarks.vqa.categories import DOMAINS, options_of, subject_of
 from segros_eval.benchmarks.vqa.choices import (
     guess,
@@ -31,14 +32,11 @@ from segros_eval.benchmarks.vqa.questions import (
     LETTER,
     WORD,
     Decoding,
+    PublishedQuestions,
     Rules,
     Verdict,
-    check_positive,
-    judge,
-    mean_percent,
-    named_intervals,
-    protocol_id,
-    share_unparsed,
+    accuracies,
+    unparsed_share,
     vlmevalkit_choice_prompt,
 )
 
@@ -62,7 +60,7 @@ def gold_answers(answer: Any) -> list[str]:
 
 
 @dataclass(frozen=True)
-class MMMU:
+class MMMU(PublishedQuestions):
     """Score answers by the rules of MMMU.
 
     Attributes:
@@ -76,8 +74,8 @@ class MMMU:
         shapes_questions: Questions of each of four subjects in the embedded world.
     """
 
+    name: ClassVar[str] = "mmmu"
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Rules = "standard"
     max_new_tokens: int = 128
@@ -86,14 +84,6 @@ class MMMU:
     random_fallback: bool = False
     num_rows: int | None = 900
     shapes_questions: int = 60
-
-    def __post_init__(self) -> None:
-        check_positive(self, "max_new_tokens", "num_rows", "shapes_questions")
-
-    @property
-    def protocol(self) -> str:
-        """Name, version and every departure from the default."""
-        return protocol_id("mmmu", self)
 
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Return what is asked about a record."""
@@ -105,26 +95,24 @@ class MMMU:
         listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
         return f"{record['question']}\n{listed}\n\n{LETTER}"
 
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield every question once: an answer is decoded without chance, so seeds change nothing.
+    @property
+    def shapes_size(self) -> int:
+        """Questions of each subject in the embedded world."""
+        return self.shapes_questions
 
-        Raises:
-            PrerequisiteError: If the data is missing or damaged.
-        """
-        from segros_eval.benchmarks.vqa.data import question_set
+    def questions(self, world: World, data: Path | None) -> Iterator[Question]:
+        """Yield each question's id, its record, and of its pictures what is shown."""
+        for item_id, record, pictures in super().questions(world, data):
+            yield item_id, record, self._shown(pictures)
 
-        records = question_set("mmmu", world, data, num_rows=self.num_rows, shapes_size=self.shapes_questions)
-        for item_id, record, pictures in records:
-            letters = tuple(options_of(record)) if record["question_type"] != "open" else ()
-            yield Sample(
-                item_id,
-                item_id,
-                "answer",
-                self.prompt(record),
-                images=self._shown(pictures),
-                choices=letters if self.decoding == "logprobs" else (),
-                metadata={**record, "group": subject_of(item_id)},
-            )
+    def group(self, item_id: str, record: Mapping[str, Any]) -> str:
+        """Return the category that a question belongs to."""
+        return subject_of(item_id)
+
+    def choices(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the letters that are weighed, where they are."""
+        weighed = self.decoding == "logprobs" and record["question_type"] != "open"
+        return tuple(options_of(record)) if weighed else ()
 
     def _shown(self, pictures: tuple[Path | Picture, ...]) -> tuple[Path | Picture, ...]:
         if len(pictures) == 1 or self.multi_image == "all":
@@ -135,11 +123,8 @@ class MMMU:
 
         return (Joined(pictures),)
 
-    def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
-        """Judge answers: 1 where the letter read is the right one, or a reading of a free answer matches."""
-        return judge(samples, responses, self._read)
-
-    def _read(self, sample: Sample, answer: str) -> Verdict:
+    def read(self, sample: Sample, answer: str) -> Verdict:
+        """Return what the protocol makes of an answer."""
         record = sample.metadata
         if record["question_type"] == "open":
             return self._read_open(record, answer.strip())
@@ -159,51 +144,22 @@ class MMMU:
         shown = [str(found) if isinstance(found, float) and not math.isfinite(found) else found for found in readings]
         return Verdict(shown, float(right))
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent: `accuracy` over all questions, disciplines, subjects, and the credit guesses would earn.
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """`accuracy` over all questions, the credit that guesses would earn, disciplines and subjects; in percent."""
+        from segros_eval.statistics.tally import item_mean, item_tally
 
-        Raises:
-            ValueError: If a score is of no subject of MMMU.
-        """
-        by_subject: dict[str, list[float | None]] = {}
-        for score in scores:
-            if score.group not in _DOMAIN_OF:
-                raise ValueError(f"Item {score.item_id!r} is of subject {score.group!r}, which MMMU does not have.")
-            by_subject.setdefault(score.group, []).append(score.value)
-        domains = {
-            domain: mean_percent(value for subject in subjects for value in by_subject.get(subject, ()))
-            for domain, subjects in DOMAINS.items()
-        }
-        return {
-            "accuracy": mean_percent(score.value for score in scores),
-            "expected_credit": mean_percent(map(_credit, scores)),
-            **domains,
-            **{subject: mean_percent(by_subject.get(subject, ())) for subject in _DOMAIN_OF},
-            "unparsed": share_unparsed(scores),
-        }
-
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate 95% intervals of accuracies from their standard errors; questions are independent here.
-
-        Args:
-            scores: The same scores that `aggregate` sums up.
-            seed: Not used: nothing is resampled.
-        """
-        from segros_eval.statistics.clustered import clustered_interval, group_intervals
-
-        found = group_intervals(scores, unit="question")
-        for domain, subjects in DOMAINS.items():
-            interval = clustered_interval([score for score in scores if score.group in subjects], unit="question")
-            found |= {domain: interval} if interval else {}
-        whole = clustered_interval(scores, unit="question")
-        return named_intervals(self.aggregate(scores), found | ({"accuracy": whole} if whole else {}))
+        whole, *parts = accuracies({**DOMAINS, **{name: (name,) for name in _DOMAIN_OF}}, clusters="question")
+        return (whole, item_mean("expected_credit", item_tally(_credit)), *parts, unparsed_share())
 
 
 _LETTER_RULES = {"standard": official_letter, "lmms-eval": lmms_letter, "vlmevalkit": infer_choice}
 
 
 def _credit(score: Score) -> float | None:
-    """Return an item's value, or what a letter drawn at random would earn where none could be read."""
+    """Return an item's value in percent, or what a letter drawn at random would earn where none could be read."""
+    if score.group not in _DOMAIN_OF:
+        raise ValueError(f"Item {score.item_id!r} is of subject {score.group!r}, which MMMU does not have.")
     if score.status != "unparsed" or "num_options" not in score.raw:
-        return score.value
-    return 1 / score.raw["num_options"]
+        return None if score.value is None else 100 * score.value
+    return 100 / score.raw["num_options"]

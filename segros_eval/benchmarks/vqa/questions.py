@@ -11,26 +11,25 @@ cannot be asked for, is unscored.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from segros_eval.benchmarks.base import Interval, Sample, Score
+from segros_eval.benchmarks.base import Metric, Sample, Score, Tools, World
+from segros_eval.benchmarks.kinds import Question, QuestionBenchmark, check_counts
 
 __all__ = [
     "LETTER",
     "WORD",
     "Decoding",
+    "PublishedQuestions",
     "Rules",
     "Verdict",
+    "accuracies",
     "answer_of",
-    "check_positive",
-    "judge",
-    "mean_percent",
-    "named_intervals",
-    "protocol_id",
-    "share_unparsed",
+    "unparsed_share",
     "vlmevalkit_choice_prompt",
 ]
 
@@ -60,38 +59,58 @@ class Verdict:
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def protocol_id(benchmark: str, evaluator: Any) -> str:
-    """Return the name of a benchmark's protocol with its version and every option that departs from the default.
+class PublishedQuestions(QuestionBenchmark):
+    """A benchmark of questions that is published as a table, and whose schema the embedded world follows.
 
-    Args:
-        benchmark: Name of the benchmark.
-        evaluator: A dataclass with a field `rules`.
+    Attributes:
+        name: Name of the benchmark.
+        rules: Whose prompts and whose reading of an answer.
+        num_rows: Questions of the whole set; None takes any number.
+        shapes_pictures: Size of the embedded world's set.
     """
-    changed = [
-        f"{field.name}={getattr(evaluator, field.name)}"
-        for field in dataclasses.fields(evaluator)
-        if not field.name.startswith(_NO_PART_OF_THE_PROTOCOL) and getattr(evaluator, field.name) != field.default
-    ]
-    return " ".join([benchmark, f"{evaluator.rules}@{_VERSIONS[evaluator.rules]}", *changed])
 
+    name: ClassVar[str]
+    rules: Rules
+    num_rows: int | None
+    shapes_pictures: int
 
-def check_positive(evaluator: Any, *names: str) -> None:
-    """Raise ValueError where a field is a number below 1; None passes."""
-    for name in names:
-        value = getattr(evaluator, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, found {value}.")
+    def __post_init__(self) -> None:
+        check_counts(self)
 
+    @property
+    def protocol(self) -> str:
+        """Name, version and every option that departs from the default."""
+        changed = [
+            f"{field.name}={getattr(self, field.name)}"
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if not field.name.startswith(_NO_PART_OF_THE_PROTOCOL) and getattr(self, field.name) != field.default
+        ]
+        return " ".join([self.name, f"{self.rules}@{_VERSIONS[self.rules]}", *changed])
 
-def judge(samples: Sequence[Sample], responses: Sequence[Any], read: Callable[[Sample, str], Verdict]) -> list[Score]:
-    """Score answers in order.
+    @property
+    def shapes_size(self) -> int:
+        """Size of the embedded world's set, in the set's own unit."""
+        return self.shapes_pictures
 
-    Args:
-        samples: What was asked; the record's `answer` is the right one, its `group` the category.
-        responses: Per sample a text, the log-probabilities of its choices, or None.
-        read: What the protocol makes of an answer.
-    """
-    return [_judged(sample, response, read) for sample, response in zip(samples, responses, strict=True)]
+    def questions(self, world: World, data: Path | None) -> Iterator[Question]:
+        """Yield each question's id, its record and its pictures."""
+        from segros_eval.benchmarks.vqa.data import question_set
+
+        yield from question_set(self.name, world, data, num_rows=self.num_rows, shapes_size=self.shapes_size)
+
+    @abstractmethod
+    def read(self, sample: Sample, answer: str) -> Verdict:
+        """Return what the protocol makes of an answer."""
+
+    def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
+        """Score answers in order.
+
+        Args:
+            samples: What was asked; the record's `answer` is the right one, its `group` the category.
+            responses: Per sample a text, the log-probabilities of its choices, or None.
+            tools: Not used: answers are read by rule.
+        """
+        return [_judged(sample, response, self.read) for sample, response in zip(samples, responses, strict=True)]
 
 
 def _judged(sample: Sample, response: Any, read: Callable[[Sample, str], Verdict]) -> Score:
@@ -116,15 +135,27 @@ def answer_of(score: Score) -> tuple[str, Any] | None:
     return None if score.value is None else (score.raw["answer"], score.raw["gold"])
 
 
-def mean_percent(values: Iterable[float | None]) -> float | None:
-    """Return the mean in percent of what is not None, None where nothing is."""
-    known = [value for value in values if value is not None]
-    return 100 * math.fsum(known) / len(known) if known else None
-
-
-def share_unparsed(scores: Iterable[Score]) -> float | None:
+def unparsed_share() -> Metric:
     """Return the percentage of unparsed answers among those that were given."""
-    return mean_percent(float(score.status == "unparsed") for score in scores if score.value is not None)
+    from segros_eval.statistics.tally import item_mean, item_tally
+
+    return item_mean(
+        "unparsed", item_tally(lambda one: None if one.value is None else 100.0 * (one.status == "unparsed"))
+    )
+
+
+def accuracies(groups: Mapping[str, Sequence[str]], *, clusters: str = "image") -> Iterator[Metric]:
+    """Yield the accuracy over all answers, then those of some groups of them, in percent.
+
+    Args:
+        groups: Groups of scores by the metric's name.
+        clusters: What answers share.
+    """
+    from segros_eval.statistics.tally import item_mean, item_tally, percent
+
+    tally = item_tally(percent)
+    for name, members in {"accuracy": (), **groups}.items():
+        yield item_mean(name, tally, *members, clusters=clusters, interval="standard error")
 
 
 def vlmevalkit_choice_prompt(question: str, options: Mapping[str, str], hint: str = "") -> str:
@@ -150,8 +181,3 @@ def _likeliest(logprobs: Sequence[float]) -> int:
 
 def _listed(gold: Any) -> str:
     return " or ".join(map(str, gold)) if isinstance(gold, (list, tuple)) else str(gold)
-
-
-def named_intervals(metrics: Mapping[str, float | None], found: Mapping[str, Interval]) -> dict[str, Interval]:
-    """Return the intervals of metrics that have a value, in the metrics' order."""
-    return {name: found[name] for name, value in metrics.items() if value is not None and name in found}

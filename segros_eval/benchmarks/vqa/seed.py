@@ -9,25 +9,21 @@ open-compass/VLMEvalKit@e8e78f0, vlmeval/utils/matching_util.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-from segros_eval.benchmarks.base import Interval, Sample, Score, Tools, World
+from segros_eval.benchmarks.base import Metric, Sample, Score
 from segros_eval.benchmarks.vqa.categories import DIMENSIONS
 from segros_eval.benchmarks.vqa.choices import first_character, infer_choice
 from segros_eval.benchmarks.vqa.questions import (
     LETTER,
     Decoding,
+    PublishedQuestions,
     Rules,
     Verdict,
-    check_positive,
-    judge,
-    mean_percent,
-    named_intervals,
-    protocol_id,
-    share_unparsed,
+    accuracies,
+    unparsed_share,
     vlmevalkit_choice_prompt,
 )
 
@@ -42,7 +38,7 @@ def four_options(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class SEED:
+class SEED(PublishedQuestions):
     """Score answers by the rules of SEED-Bench.
 
     Attributes:
@@ -53,22 +49,14 @@ class SEED:
         shapes_pictures: Pictures in the embedded world, with three questions each.
     """
 
+    name: ClassVar[str] = "seed"
     version: ClassVar[int] = 1
-    """Raised when the benchmark's rules or readers change numbers."""
 
     rules: Rules = "standard"
     max_new_tokens: int = 16
     decoding: Decoding = "greedy"
     num_rows: int | None = 14_232
     shapes_pictures: int = 400
-
-    def __post_init__(self) -> None:
-        check_positive(self, "max_new_tokens", "num_rows", "shapes_pictures")
-
-    @property
-    def protocol(self) -> str:
-        """Name, version and every departure from the default."""
-        return protocol_id("seed", self)
 
     def prompt(self, record: Mapping[str, Any]) -> str:
         """Return what is asked about a record."""
@@ -78,62 +66,34 @@ class SEED:
         listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
         return f"{record['question']}\n{listed}\n{LETTER}"
 
-    def samples(self, world: World, data: Path | None, seeds: Sequence[int]) -> Iterator[Sample]:
-        """Yield every question once: an answer is decoded without chance, so seeds change nothing.
+    def picture_id(self, item_id: str, record: Mapping[str, Any]) -> str:
+        """Return what questions about the same picture share."""
+        return str(record["data_id"])
 
-        Raises:
-            PrerequisiteError: If the data is missing or damaged.
-        """
-        from segros_eval.benchmarks.vqa.data import question_set
+    def group(self, item_id: str, record: Mapping[str, Any]) -> str:
+        """Return the category that a question belongs to."""
+        return DIMENSIONS[int(record["question_type_id"])]
 
-        records = question_set("seed", world, data, num_rows=self.num_rows, shapes_size=self.shapes_pictures)
-        for item_id, record, pictures in records:
-            yield Sample(
-                item_id,
-                str(record["data_id"]),
-                "answer",
-                self.prompt(record),
-                images=pictures,
-                choices=_LETTERS if self.decoding == "logprobs" else (),
-                metadata={**record, "group": DIMENSIONS[int(record["question_type_id"])]},
-            )
+    def choices(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the answers that are weighed, where they are."""
+        return _LETTERS if self.decoding == "logprobs" else ()
 
-    def score(self, samples: Sequence[Sample], responses: Sequence[Any], tools: Tools) -> list[Score]:
-        """Judge answers: 1 where the letter read is the right one."""
-        return judge(samples, responses, self._read)
-
-    def _read(self, sample: Sample, answer: str) -> Verdict:
+    def read(self, sample: Sample, answer: str) -> Verdict:
+        """Return what the protocol makes of an answer."""
         gold = sample.metadata["answer"]
         inferred = infer_choice(answer, four_options(sample.metadata))
         letter = inferred if self.rules == "vlmevalkit" else first_character(answer).upper()
         found = letter if letter in _LETTERS else None
         return Verdict(found, float(found == gold), {"robust": inferred})
 
-    def aggregate(self, scores: Sequence[Score]) -> dict[str, float | None]:
-        """Sum up in percent: `accuracy` over all questions, each dimension, `robust` by the other reading."""
-        groups: dict[str, list[float | None]] = {}
-        for score in scores:
-            groups.setdefault(score.group, []).append(score.value)
-        return {
-            "accuracy": mean_percent(score.value for score in scores),
-            **{name: mean_percent(groups.get(name, ())) for name in DIMENSIONS.values()},
-            "robust": mean_percent(_robust(score) for score in scores),
-            "unparsed": share_unparsed(scores),
-        }
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """`accuracy` over all questions, each dimension, `robust` by the other reading; in percent."""
+        from segros_eval.statistics.tally import item_mean, item_tally
 
-    def intervals(self, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Interval]:
-        """Estimate 95% intervals of accuracies from their standard errors, clustered by picture.
-
-        Args:
-            scores: The same scores that `aggregate` sums up.
-            seed: Not used: nothing is resampled.
-        """
-        from segros_eval.statistics.clustered import clustered_interval, group_intervals
-
-        whole = clustered_interval(scores)
-        found = group_intervals(scores) | ({"accuracy": whole} if whole else {})
-        return named_intervals(self.aggregate(scores), found)
+        of_all = accuracies({name: (name,) for name in DIMENSIONS.values()})
+        return (*of_all, item_mean("robust", item_tally(_robust)), unparsed_share())
 
 
 def _robust(score: Score) -> float | None:
-    return None if score.value is None else float(score.raw["robust"] == score.raw["gold"])
+    return None if score.value is None else 100.0 * (score.raw["robust"] == score.raw["gold"])

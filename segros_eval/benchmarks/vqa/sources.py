@@ -63,12 +63,14 @@ def _rows(benchmark: str, folder: Path, stamp: tuple[tuple[str, int], ...]) -> l
         found = list(own(_Files.below(folder))) if own is not None else []
     except (OSError, ValueError, KeyError, TypeError, SyntaxError, zipfile.BadZipFile, csv.Error) as error:
         raise PrerequisiteError(
-            f"The files of {benchmark} in {folder} cannot be read: {type(error).__name__}: {error}. Fetch them again."
+            f"The files of {benchmark} in {folder} cannot be read: {type(error).__name__}: {error}",
+            "Fetch them again.",
         ) from error
     if not found:
         raise PrerequisiteError(
             f"{folder} holds no form of {benchmark} that is known: no parquet file, no TSV, none of the authors' own "
-            f"files. Get them with `segros data fetch {benchmark}`."
+            f"files",
+            f"Get them with `segros data fetch {benchmark}`.",
         )
     return found
 

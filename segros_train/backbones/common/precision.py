@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["Precision", "WeightTypes", "autocast_dtype", "mixed_precision"]
+__all__ = ["Precision", "WeightTypes", "attention_kernel", "autocast_dtype", "mixed_precision"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 MATRICES = (nn.Linear, nn.Embedding, nn.Conv2d)
@@ -61,18 +61,24 @@ def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], device: torch.dev
 
 @contextmanager
 def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """Compute matrix products in `dtype`, None for the weights' own, as a context.
+    """Compute matrix products in `dtype`, None for the weights' own, as a context."""
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None), attention_kernel(device, dtype):
+        yield
 
-    In bf16 on a CPU attention is computed by plain products: the fused kernel's backward takes five times as long.
+
+@contextmanager
+def attention_kernel(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Choose how attention is computed, as a context; what is computed again in a backward pass needs it there too.
+
+    In bf16 on a CPU that is by plain products: the fused kernel's backward takes five times as long.
     """
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        if device.type != "cpu" or dtype != torch.bfloat16:
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        yield
+        return
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
             yield
-            return
-        allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-        try:
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        finally:
-            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)

@@ -113,7 +113,7 @@ class TextTokenizer:
         valid = [[True] * (width - count) + [False] * count for count in fill]
         caption = [[*prompt.caption, *[False] * count] for prompt, count in zip(prompts, fill, strict=True)]
         return Prompts(
-            ids=torch.tensor(ids, device=device),
-            valid=torch.tensor(valid, device=device),
-            caption=torch.tensor(caption, device=device),
+            ids=torch.tensor(ids, dtype=torch.long, device=device),
+            valid=torch.tensor(valid, dtype=torch.bool, device=device),
+            caption=torch.tensor(caption, dtype=torch.bool, device=device),
         )

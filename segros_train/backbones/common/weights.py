@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segros_train.errors import PrerequisiteError
+from segros_train.errors import PrerequisiteError, Problem
 from segros_train.files import file_sha256
 from segros_train.types import BackboneCard, WeightFile
 
@@ -26,13 +26,13 @@ class Located:
         checkpoint: Folder of a checkpoint of ours; None where published files serve.
         files: Published files by role; beside a checkpoint, those that it lies over.
         overlays: Published files that lie over `files`, the first lowest.
-        missing: A sentence per missing file: what it is and how to get it.
+        missing: A problem per missing file.
     """
 
     checkpoint: Path | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     overlays: tuple[Path, ...] = ()
-    missing: tuple[str, ...] = ()
+    missing: tuple[Problem, ...] = ()
 
     def require(self, card: BackboneCard, source: Path | None) -> None:
         """Raise PrerequisiteError if a file is missing, or a published one has another digest than the card declares.
@@ -42,7 +42,7 @@ class Located:
             source: A folder of the user's own, whose files may be others than the published ones.
         """
         if self.missing:
-            raise PrerequisiteError("\n".join((f"Weights of {card.name} are missing.", *self.missing)))
+            raise PrerequisiteError.of(self.missing)
         for weight in card.weights:
             path = self.files.get(weight.role)
             if weight.sha256 is None or path is None or source in path.parents:
@@ -50,27 +50,36 @@ class Located:
             if (digest := file_sha256(path)) != weight.sha256:
                 raise PrerequisiteError(
                     f"{path} is not the {weight.role} of {card.name}: its sha256 is {digest}, declared is "
-                    f"{weight.sha256}. Fetch it again."
+                    f"{weight.sha256}",
+                    "Fetch it again.",
                 )
 
 
-def locate_checkpoint(card: BackboneCard, source: Path | None, *, remedy: str = "reinstall segros") -> Located | None:
+def locate_checkpoint(card: BackboneCard, source: Path | None) -> Located | None:
     """Find a checkpoint of ours; return None where published files are to be looked for.
 
     Args:
         card: What to look for.
         source: A folder; None for shipped weights.
-        remedy: What helps where shipped weights are missing.
     """
     if source is not None and not source.is_dir():
-        return Located(missing=(f"{source} is no folder; name a checkpoint or a folder with the published files.",))
+        return Located(
+            missing=(Problem(f"{source} is no folder", "Name a checkpoint or a folder with the published files."),)
+        )
     folder = SHIPPED_WEIGHTS / card.name if source is None else source
     if _is_checkpoint(folder) or (source is None and not card.weights):
         lacking = [name for name in CHECKPOINT_FILES if not (folder / name).is_file()]
-        remedy = remedy if source is None else "the checkpoint is incomplete, take another"
-        return Located(folder, missing=tuple(f"{folder / name} is missing: {remedy}." for name in lacking))
+        remedy = "The checkpoint is incomplete: take another."
+        if source is None:
+            remedy = "Reinstall segros."
+        return Located(
+            folder,
+            missing=tuple(Problem(f"Weights of {card.name}: {folder / name} is missing", remedy) for name in lacking),
+        )
     if source is not None and not card.weights:
-        return Located(missing=(f"{source} holds no checkpoint of {card.name}: config.json is missing.",))
+        return Located(
+            missing=(Problem(f"{source} holds no checkpoint of {card.name}: config.json is missing", "Take another."),)
+        )
     return None
 
 
@@ -83,7 +92,7 @@ def _is_checkpoint(folder: Path) -> bool:
     return isinstance(values, dict) and "family" in values
 
 
-def absent(card: BackboneCard, weight: WeightFile, name: str, *, place: Path, whole: bool = False) -> str:
+def absent(card: BackboneCard, weight: WeightFile, name: str, *, place: Path, whole: bool = False) -> Problem:
     """Say that a published file is missing.
 
     Args:
@@ -94,7 +103,9 @@ def absent(card: BackboneCard, weight: WeightFile, name: str, *, place: Path, wh
         whole: Whether to download the whole repository, as where the file may have other names.
     """
     asked = weight.repo if whole else f"{weight.repo} {name}"
-    return f"{name} of {weight.repo} ({weight.role} of {card.name}) is missing: hf download {asked} --local-dir {place}"
+    return Problem(
+        f"{name} of {weight.repo} ({weight.role} of {card.name}) is missing", f"hf download {asked} --local-dir {place}"
+    )
 
 
 def in_cache(weight: WeightFile, *names: str) -> Path | None:

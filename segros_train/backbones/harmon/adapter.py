@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
+from segros_train.backbone import Backbone, Encoded, ImageTransform, ParameterGroups, Realisation
 from segros_train.backbones.common.answering import answer, choice_logprobs
 from segros_train.backbones.common.dialogues import labels_of
 from segros_train.backbones.common.instructions import INSTRUCTIONS
-from segros_train.backbones.common.modes import evaluating
 from segros_train.backbones.common.pretrained import write_checkpoint
 from segros_train.backbones.common.texts import Prompts
 from segros_train.backbones.harmon import sampling
@@ -30,6 +29,7 @@ from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from segros_train.draws import Draws
     from segros_train.types import BackboneCard, Checkpointing, Grid
 
 __all__ = ["Harmon", "visible_indices"]
@@ -78,43 +78,36 @@ class Harmon(Backbone):
         self.tokenizer = tokenizer
         self.realisation = realisation or Realisation()
         self.instructions = tuple(instructions)
-        self.latent_table: Mapping[str, Tensor] | None = None
-        self._encoded: tuple[Tensor, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.model.mar.mask_token.device
 
-    def _latents(self, batch: GenerationBatch | InstructionBatch) -> Tensor:
-        """Encode images, once for the `embed` and `t2i_loss` of a step: the autoencoder is frozen.
+    def encode(self, batch: GenerationBatch) -> Encoded:
+        """Offer `latents` [B, h, w, C], `whole` image encodings [B, N + buffers, D] and the captions' `prompts`.
 
-        Items of `latent_table`, latents [rows, columns, C] by item id, are looked up instead.
+        The map and the hints of a step are taken from one encoding of the whole image.
         """
-        table = self.latent_table
-        if table is not None:
-            return torch.stack([table[item_id] for item_id in batch.item_ids]).to(self.device, torch.float32)
-        if self._encoded is None or self._encoded[0] is not batch.images:
-            self._encoded = (batch.images, self.model.encode_images(batch.images.to(self.device)))
-        return self._encoded[1]
+        limit = self.model.config.max_caption_tokens
+        return Encoded(
+            batch,
+            frozen={"latents": lambda images: self.model.encode_images(images.to(self.device))},
+            derived={
+                "whole": lambda encoded: self.model.whole_image(encoded["latents"]),
+                "prompts": lambda _: [self.tokenizer.caption(caption, limit=limit) for caption in batch.captions],
+            },
+        )
 
     def _embed_ids(self, ids: Tensor) -> Tensor:
         return self.model.llm.model.embed_tokens(ids)
 
-    @torch.no_grad()
-    def embed(self, batch: GenerationBatch) -> Embeddings:
-        """Return caption rows of the embedding table and encodings of the whole image, buffers left out.
-
-        Dropout is off, so that a map does not depend on it.
-        """
-        latents = self._latents(batch)
-        grid = (latents.shape[1], latents.shape[2])
-        with evaluating(self.model):
-            image = self.model.whole_image(latents)[:, : grid[0] * grid[1]]
-        limit = self.model.config.max_caption_tokens
-        rows = [self.tokenizer.caption(caption, limit=limit) for caption in batch.captions]
-        prompts = self.tokenizer.pad(rows, device=self.device)
-        return Embeddings(self._embed_ids(prompts.ids), prompts.caption, image, grid, grid)
+    def embed(self, encoded: Encoded) -> Embeddings:
+        """Return caption rows of the embedding table and encodings of the whole image, buffers left out."""
+        grid, _ = self.grids(encoded.batch)
+        image = encoded["whole"].detach()[:, : grid[0] * grid[1]]
+        prompts = self.tokenizer.pad(encoded["prompts"], device=self.device)
+        return Embeddings(self._embed_ids(prompts.ids).detach(), prompts.caption, image, grid, grid)
 
     def grids(self, batch: GenerationBatch) -> tuple[Grid, Grid]:
         """Return the grid of latent cells, which is that of the visual embeddings too."""
@@ -130,14 +123,14 @@ class Harmon(Backbone):
         """Return the text of each caption token, in the order of the valid places of `embed`'s text."""
         return self.tokenizer.caption_tokens(caption, limit=self.model.config.max_caption_tokens)
 
-    def masking_ratio(self, size: int, rng: Generator) -> Tensor:
-        """Draw one share of hidden cells for the whole batch, [size]."""
-        uniform = torch.rand(1, generator=rng, device=rng.device, dtype=torch.float64)
+    def masking_ratio(self, draws: Draws) -> Tensor:
+        """Draw one share of hidden cells for the whole micro-batch, [B]."""
+        uniform = torch.rand(1, generator=draws.of_batch("masking ratio"), dtype=torch.float64)
         mar = self.model.config.mar
         ratio = truncated_normal_ratio(uniform, minimum=mar.mask_ratio_min, deviation=mar.mask_ratio_deviation)
-        return ratio.float().expand(size)
+        return ratio.float().expand(len(draws))
 
-    def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: Generator) -> Tensor:
+    def t2i_loss(self, encoded: Encoded, supervision: Supervision, draws: Draws) -> Tensor:
         """Return the diffusion loss of the target cells, a scalar.
 
         Raises:
@@ -146,10 +139,10 @@ class Harmon(Backbone):
         """
         if supervision.masked is None or (supervision.hints is None and not supervision.caption):
             raise ValueError("Harmon needs masked cells, and a caption or hints.")
-        latents = self._latents(batch)
+        latents = encoded["latents"]
         masked = supervision.masked.to(self.device)
         target = masked if supervision.target is None else supervision.target.to(self.device)
-        prompts = self._prompts(batch.captions, supervision, rng)
+        prompts = self._prompts(encoded, supervision, draws)
         slot = self.realisation.hint_slot or ("prefix" if supervision.caption else "user")
         conditions = self.model.conditions(
             self._embed_ids(prompts.ids),
@@ -157,44 +150,47 @@ class Harmon(Backbone):
             latents,
             visible_indices(masked),
             attention=self.realisation.attention,
-            hints=self._hints(latents, supervision),
+            hints=self._hints(encoded, supervision),
             slot=0 if slot == "prefix" else len(self.tokenizer.head),
         )
         rows = target.flatten().nonzero().squeeze(1)
         if not len(rows):
             raise ValueError("The supervision has no target cell.")
-        return self._diffusion_loss(conditions.flatten(0, 1)[rows], latents.flatten(0, 2)[rows], rng)
+        timesteps, noise = self._noise(draws, latents, rows)
+        return self.model.mar.diffloss.loss(
+            conditions.flatten(0, 1)[rows], latents.flatten(0, 2)[rows], timesteps=timesteps, noise=noise
+        )
 
-    def _hints(self, latents: Tensor, supervision: Supervision) -> Tensor | None:
+    def _noise(self, draws: Draws, latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `batch_mul` timesteps [K, R] and the noise [K, R, C] of the target cells `rows` of latents."""
+        config, (_, height, width, channels) = self.model.config.mar.diffusion, latents.shape
+        num_cells, repeats, rows = height * width, config.batch_mul, rows.cpu()
+        timesteps = draws.of_items("timesteps", lambda rng: draw_timesteps(config, num_cells, rng).T)
+        noise = draws.normal("noise", num_cells, repeats, channels)
+        kept = (drawn.flatten(0, 1)[rows].to(self.device).transpose(0, 1) for drawn in (timesteps, noise))
+        return next(kept), next(kept)
+
+    def _hints(self, encoded: Encoded, supervision: Supervision) -> Tensor | None:
         """Encode the hints [B, H, D]; a reconstruction from all of them sees the buffers as well, as RecA does."""
         if supervision.hints is None:
             return None
-        whole = self.model.whole_image(latents)
-        hints = supervision.hints.to(self.device)
-        num_cells = latents.shape[1] * latents.shape[2]
-        if not supervision.caption and hints.shape[1] == num_cells:
+        whole, hints = encoded["whole"], supervision.hints.to(self.device)
+        if not supervision.caption and hints.shape[1] == whole.shape[1] - self.model.config.mar.buffer_size:
             return whole
         return gather_rows(whole, hints)
 
-    def _prompts(self, captions: Sequence[str], supervision: Supervision, rng: Generator) -> Prompts:
+    def _prompts(self, encoded: Encoded, supervision: Supervision, draws: Draws) -> Prompts:
         """Tokenise what conditions each image: its caption, an instruction, or, dropped out, neither."""
-        size, limit = len(captions), self.model.config.max_caption_tokens
-        dropped = (torch.rand(size, generator=rng, device=rng.device) < self.realisation.text_dropout).tolist()
-        rows = [self.tokenizer.caption(caption, limit=limit) for caption in captions]
-        if not supervision.caption:
-            picks = torch.randint(len(self.instructions), (size,), generator=rng, device=rng.device).tolist()
+        limit = self.model.config.max_caption_tokens
+        if supervision.caption:
+            rows = encoded["prompts"]
+        else:
+            picks = draws.below("instruction", len(self.instructions))
             rows = [self.tokenizer.request("\n" + self.instructions[pick], limit=limit) for pick in picks]
         empty = self.tokenizer.request(NO_CAPTION, limit=limit)
+        dropped = (draws.uniform("caption drop") < self.realisation.text_dropout).tolist()
         rows = [empty if drop else row for row, drop in zip(rows, dropped, strict=True)]
         return self.tokenizer.pad(rows, device=self.device)
-
-    def _diffusion_loss(self, conditions: Tensor, cells: Tensor, rng: Generator) -> Tensor:
-        """Return the mean loss over rows [R, ...], each at `batch_mul` timesteps drawn from `rng`."""
-        timesteps = draw_timesteps(self.model.config.mar.diffusion, len(cells), rng)
-        noise = torch.randn(*timesteps.shape, cells.shape[1], generator=rng, device=rng.device)
-        return self.model.mar.diffloss.loss(
-            conditions, cells, timesteps=timesteps.to(self.device), noise=noise.to(self.device)
-        )
 
     def i2t_loss(self, batch: InstructionBatch) -> Tensor:
         """Return the mean negative log-likelihood of the tokens of all answers, a scalar.
@@ -204,7 +200,7 @@ class Harmon(Backbone):
         """
         limit = self.model.config.max_dialogue_tokens
         dialogues = [self.tokenizer.dialogue(turns, limit=limit) for turns in batch.dialogues]
-        image = self.model.whole_image(self._latents(batch))
+        image = self.model.whole_image(self.model.encode_images(batch.images.to(self.device)))
         states = read(self.model, image, dialogues)
         return next_token_loss(self.model, states, labels_of(dialogues, image))
 

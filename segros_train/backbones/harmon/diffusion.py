@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from segros_train.backbones.common.recompute import residual_stream, sum_in_chunks
 from segros_train.backbones.harmon.config import DiffusionConfig
+from segros_train.equations import masked_noise_error
 
 __all__ = [
     "NUM_TRAINING_STEPS",
@@ -361,7 +362,7 @@ def loss_terms(
         first: [R] bool, True where the timestep is 0.
     """
     epsilon, fraction = output.chunk(2, dim=-1)
-    error = (noise - epsilon).square().mean(dim=-1)
+    error = masked_noise_error(noise, epsilon)
     log_var = log_variance(fraction, step)
     estimate = step.inverse_signal * noisy - step.inverse_noise * epsilon.detach()
     mean = step.mean_start * estimate + step.mean_state * noisy
@@ -375,6 +376,7 @@ def loss_terms(
     )
     likelihood = _discretised_nll(cells, mean, log_var, first)
     bound = torch.where(first, likelihood.mean(dim=-1), divergence.mean(dim=-1)) / math.log(2)
+    # Harmon's own loss adds the bound, which trains the variance alone, to Eq. (17).
     return RowLosses(noise=error, bound=bound)
 
 

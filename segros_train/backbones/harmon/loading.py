@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segros_train.backbones.harmon.weights import locate, missing_weights
+from segros_train.backbones.harmon.weights import locate
 
 if TYPE_CHECKING:
     from segros_train.backbones.common.precision import Precision
     from segros_train.backbones.harmon.adapter import Harmon
     from segros_train.types import BackboneCard
 
-__all__ = ["fresh", "load", "missing_weights"]
+__all__ = ["fresh", "load", "locate"]
 
 
 def load(

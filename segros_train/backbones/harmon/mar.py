@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from segros_train.backbones.common.recompute import residual_stream, run_blocks
 from segros_train.backbones.harmon.config import MarConfig
 from segros_train.backbones.harmon.diffusion import DiffusionHead
+from segros_train.equations import corrupted_latents
+from segros_train.masking import indices_to_mask
 
 __all__ = ["Mar", "Positions", "gather_rows"]
 
@@ -172,8 +174,10 @@ class Mar(nn.Module):
         buffers = self.config.buffer_size
         x = self.decoder_embed(x)
         if visible is not None:
-            hidden = self.mask_token.to(x.dtype).expand(len(x), positions.diffusion.shape[0], -1)
+            num_cells = positions.diffusion.shape[0]
             indices = visible.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-            x = torch.cat([x[:, :buffers], hidden.scatter(1, indices, x[:, buffers:])], dim=1)
+            cells = x.new_zeros(len(x), num_cells, x.shape[-1]).scatter(1, indices, x[:, buffers:])
+            masked = ~indices_to_mask(visible, num_cells)
+            x = torch.cat([x[:, :buffers], corrupted_latents(cells, masked, self.mask_token)], dim=1)
         x = self._run(self.decoder_blocks, x + positions.decoder)
         return self.decoder_norm(x)[:, buffers:] + positions.diffusion

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from segros_train.backbones.common.weights import Located, absent, in_cache, locate_checkpoint
+from segros_train.errors import Problem
 from segros_train.files import segros_home
 from segros_train.types import BackboneCard, WeightFile
 
-__all__ = ["locate", "missing_weights"]
+__all__ = ["locate"]
 
 
-def missing_weights(card: BackboneCard, source: Path | None = None) -> list[str]:
-    """Return a sentence per file that `load` would miss; empty when all are there."""
-    return list(locate(card, source).missing)
-
-
-def locate(card: BackboneCard, source: Path | None) -> Located:
+def locate(card: BackboneCard, source: Path | None = None) -> Located:
     """Find the weights of a card.
 
     A given source must hold the weights themselves; the other published files (autoencoder, tokenizer) are then
@@ -32,7 +28,7 @@ def locate(card: BackboneCard, source: Path | None) -> Located:
 def _published(card: BackboneCard, source: Path | None) -> Located:
     kept = segros_home() / "weights" / card.name
     files: dict[str, Path] = {}
-    missing: list[str] = []
+    missing: list[Problem] = []
     for weight in card.weights:
         own_only = source is not None and weight.role == "model"
         path = _in_folder(source, weight) or (

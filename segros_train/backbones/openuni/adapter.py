@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Generator, Tensor
 
-from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
+from segros_train.backbone import Backbone, Encoded, ImageTransform, ParameterGroups, Realisation
 from segros_train.backbones.common.images import CropToSquare, to_pixels
 from segros_train.backbones.common.instructions import instructions_from
 from segros_train.backbones.openuni import answering, sampling
 from segros_train.backbones.openuni.flow import NUM_TRAINING_STEPS, add_noise, masked_velocity_error, timesteps_of
 from segros_train.backbones.openuni.model import OpenUniModel
-from segros_train.backbones.openuni.prefix import Prefix
 from segros_train.backbones.openuni.pretrained import write_checkpoint
 from segros_train.backbones.openuni.prompts import OpenUniTokenizer, Prompt
 from segros_train.backbones.openuni.state_dict import is_frozen, upstream_names
@@ -25,11 +24,10 @@ from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from segros_train.draws import Draws
     from segros_train.types import BackboneCard, Checkpointing, Grid
 
 __all__ = ["OpenUni", "ResizeToSquare"]
-
-ImageState = Literal["latents", "seen"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,6 @@ class OpenUni(Backbone):
         self.tokenizer = tokenizer
         self.realisation = realisation or Realisation()
         self.instructions = instructions_from(model.config.instructions_file)
-        self._encoded: tuple[Tensor, dict[str, Tensor]] | None = None
-        self._empty: tuple[Prompt, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -96,55 +92,23 @@ class OpenUni(Backbone):
         side = self.card.image_size_px // autoencoder.stride_px
         return autoencoder.latent_channels, side, side
 
-    @torch.no_grad()
-    def frozen_states(self, batch: GenerationBatch, *, captions: bool = False) -> dict[str, Tensor | list[Tensor]]:
-        """Return what frozen parts make of a batch: `latents` [B, C, h, w] and visual embeddings `seen` [B, N, D].
-
-        With `captions` also `prompt`, the ids of each caption's prompt, and `prefix`, its keys and values in the
-        language model [tokens, layers, 2, key heads, head width]: 12 KiB a token of openuni-1.6b in bf16, so up to
-        1.5 MiB a caption, and 28 KiB and 3.5 MiB of openuni-3.6b. Queries are trained, so their path is not kept.
-        """
-        states: dict[str, Tensor | list[Tensor]] = {
-            name: self._of_images(name, batch.images) for name in ("latents", "seen")
-        }
-        if captions:
-            prompts = [self._caption(text) for text in batch.captions]
-            states["prompt"] = [torch.tensor(prompt.ids, dtype=torch.int32) for prompt in prompts]
-            states["prefix"] = self._read(prompts).apart()
-        return states
+    def encode(self, batch: GenerationBatch) -> Encoded:
+        """Offer `latents` [B, C, h, w], visual embeddings `seen` [B, N, D], and the captions' `prompts`."""
+        return Encoded(
+            batch,
+            frozen={
+                "latents": lambda images: self.model.encode_images(images.to(self.device)),
+                "seen": lambda images: self.model.see(images.to(self.device)),
+            },
+            derived={"prompts": lambda _: [self._caption(caption) for caption in batch.captions]},
+        )
 
     @torch.no_grad()
-    def _of_images(self, name: ImageState, images: Tensor) -> Tensor:
-        images = images.to(self.device)
-        return self.model.encode_images(images) if name == "latents" else self.model.see(images)
-
-    def _frozen(self, name: ImageState, batch: GenerationBatch) -> Tensor:
-        """Look a frozen state of images up or compute it, once for the `embed` and `t2i_loss` of a step, if asked."""
-        if self._encoded is None or self._encoded[0] is not batch.images:
-            self._encoded = (batch.images, {})
-        states = self._encoded[1]
-        if name not in states:
-            states[name] = self._looked_up(name, batch) if self.kept_states else self._of_images(name, batch.images)
-        return states[name]
-
-    def _looked_up(self, name: ImageState, batch: GenerationBatch) -> Tensor:
-        """Look a frozen state of images up, and compute that of items that were not encoded."""
-        kept = [self._kept(item_id) for item_id in batch.item_ids]
-        new = [place for place, item in enumerate(kept) if item is None]
-        rest = iter(self._of_images(name, batch.images[new]) if new else ())
-        rows = [next(rest) if item is None else item[name].to(self.device) for item in kept]
-        return torch.stack([row.float() for row in rows])
-
-    def _kept(self, item_id: str) -> Mapping[str, Tensor] | None:
-        return None if self.kept_states is None else self.kept_states.get(item_id)
-
-    @torch.no_grad()
-    def embed(self, batch: GenerationBatch) -> Embeddings:
+    def embed(self, encoded: Encoded) -> Embeddings:
         """Return caption rows of the embedding table and the visual embeddings, both before the language model."""
-        prompts = self.tokenizer.pad([self._caption(text) for text in batch.captions], device=self.device)
-        text, image = self.model.embed_ids(prompts.ids), self._frozen("seen", batch)
-        image_grid, latent_grid = self.grids(batch)
-        return Embeddings(text, prompts.caption, image, image_grid, latent_grid)
+        prompts = self.tokenizer.pad(encoded["prompts"], device=self.device)
+        grids = self.grids(encoded.batch)
+        return Embeddings(self.model.embed_ids(prompts.ids), prompts.caption, encoded["seen"], *grids)
 
     def grids(self, batch: GenerationBatch) -> tuple[Grid, Grid]:
         """Return the grids of the vision tower's embeddings and of the autoencoder's latent cells."""
@@ -161,10 +125,10 @@ class OpenUni(Backbone):
         config = self.model.config
         return self.tokenizer.caption_tokens(caption, limit=config.max_text_tokens, truncation=config.truncation)
 
-    def masking_ratio(self, size: int, rng: Generator) -> None:
+    def masking_ratio(self, draws: Draws) -> None:
         """Return None: the generator masks nothing."""
 
-    def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: Generator) -> Tensor:
+    def t2i_loss(self, encoded: Encoded, supervision: Supervision, draws: Draws) -> Tensor:
         """Return the flow loss of the target cells, each sample's mean counting alike, a scalar.
 
         Raises:
@@ -172,36 +136,32 @@ class OpenUni(Backbone):
         """
         if supervision.hints is None and not supervision.caption:
             raise ValueError("OpenUni needs a caption or hints.")
-        latents, size = self._frozen("latents", batch), len(batch.captions)
-        prompts, plain = self._prompts(batch.captions, supervision, rng)
+        latents = encoded["latents"].float()
+        prompts, plain = self._prompts(encoded, supervision, draws)
         visual = None
         if supervision.hints is not None and not all(plain):
             kept = torch.tensor([row for row, is_plain in enumerate(plain) if not is_plain], device=self.device)
             hints = supervision.hints.to(self.device)[kept].unsqueeze(-1)
-            seen = self._frozen("seen", batch)[kept]
+            seen = encoded["seen"][kept]
             visual = seen.gather(1, hints.expand(-1, -1, seen.shape[2])).flatten(0, 1)
-        conditions = self.conditions(prompts, visual, item_ids=batch.item_ids)
-        uniform = torch.rand(size, generator=rng, device=rng.device)
-        noise = torch.randn(latents.shape, generator=rng, device=rng.device).to(self.device)
-        timesteps = timesteps_of(uniform).to(self.device)
+        conditions = self.conditions(prompts, visual)
+        noise = draws.normal("noise", *latents.shape[1:]).to(self.device)
+        timesteps = timesteps_of(draws.uniform("timesteps")).to(self.device)
         weights, sigmas = self._corruption(supervision, timesteps / NUM_TRAINING_STEPS, plain, latents)
         velocity = self.model.velocity(add_noise(latents, noise, sigmas), conditions, timesteps)
         return masked_velocity_error(velocity, latents, noise, weights)
 
-    def _prompts(
-        self, captions: Sequence[str], supervision: Supervision, rng: Generator
-    ) -> tuple[list[Prompt], list[bool]]:
+    def _prompts(self, encoded: Encoded, supervision: Supervision, draws: Draws) -> tuple[list[Prompt], list[bool]]:
         """Tokenise what conditions each image, and tell which samples are shown no hint and take the whole loss."""
         num_hints = 0 if supervision.hints is None else supervision.hints.shape[1]
-        size = len(captions)
         if not supervision.caption:
-            picks = torch.randint(len(self.instructions), (size,), generator=rng, device=rng.device).tolist()
+            picks = draws.below("instruction", len(self.instructions))
             rows = [self._with_hints(self.tokenizer.request, self.instructions[pick], num_hints) for pick in picks]
-            return rows, [False] * size
-        dropped = (torch.rand(size, generator=rng, device=rng.device) < self.realisation.text_dropout).tolist()
+            return rows, [False] * len(rows)
+        dropped = (draws.uniform("caption drop") < self.realisation.text_dropout).tolist()
         rows, plain = [], []
-        for caption, drop in zip(captions, dropped, strict=True):
-            bare = self.tokenizer.no_caption() if drop else self._caption(caption)
+        for caption, prompt, drop in zip(encoded.batch.captions, encoded["prompts"], dropped, strict=True):
+            bare = self.tokenizer.no_caption() if drop else prompt
             is_plain = drop or sum(bare.caption) < 2
             plain.append(is_plain)
             rows.append(bare if is_plain or not num_hints else self._with_hints(self._caption, caption, num_hints))
@@ -230,41 +190,13 @@ class OpenUni(Backbone):
         noisy = masked.to(self.device) | whole
         return weights, (sigmas.unsqueeze(1) * noisy).view(len(sigmas), 1, *latents.shape[2:])
 
-    def conditions(
-        self, prompts: Sequence[Prompt], visual: Tensor | None = None, *, item_ids: Sequence[str] = ()
-    ) -> Tensor:
+    def conditions(self, prompts: Sequence[Prompt], visual: Tensor | None = None) -> Tensor:
         """Return what the generator attends to, [B, Q, caption channels].
 
         Args:
             prompts: B prompts.
             visual: [places, D] visual embeddings of all prompts, in order; None where no prompt has any.
-            item_ids: B ids of items, whose captions may have been read beforehand; empty where prompts are others.
         """
-        known = [self._known(*pair) for pair in zip(prompts, item_ids, strict=True)] if item_ids else []
-        if not any(prefix is not None for prefix in known):
-            return self._conditions(self._read(prompts, visual))
-        new = [prompt for prompt, prefix in zip(prompts, known, strict=True) if prefix is None]
-        rest = iter(self._read(new, visual).apart() if new else ())
-        return self._conditions(Prefix.joined([next(rest) if prefix is None else prefix for prefix in known]))
-
-    def _conditions(self, prefix: Prefix) -> Tensor:
-        return self.model.condition(self.model.query(prefix))
-
-    def _known(self, prompt: Prompt, item_id: str) -> Tensor | None:
-        """Return a prompt's keys and values where they were computed beforehand; the empty prompt's, once."""
-        kept = self._kept(item_id)
-        if kept is None or "prompt" not in kept:
-            return None
-        if self._empty is None:
-            empty = self.tokenizer.no_caption()
-            self._empty = (empty, self._read([empty]).apart()[0])
-        if prompt == self._empty[0]:
-            return self._empty[1].to(self.device)
-        is_same = tuple(kept["prompt"].tolist()) == prompt.ids
-        return kept["prefix"].to(self.device) if is_same else None
-
-    def _read(self, prompts: Sequence[Prompt], visual: Tensor | None = None) -> Prefix:
-        """Let the language model read prompts; arguments as `conditions`."""
         padded = self.tokenizer.pad(prompts, device=self.device)
         rows, hints = self.model.embed_ids(padded.ids), None
         if visual is not None:
@@ -272,7 +204,7 @@ class OpenUni(Backbone):
             rows = rows.masked_scatter(places.unsqueeze(-1), visual.to(rows.dtype))
             both_ways = self.realisation.attention == "paper" and self.model.config.hint_attention == "bidirectional"
             hints = places if both_ways else None
-        return self.model.read(rows, padded.valid, hints=hints)
+        return self.model.condition(self.model.query(self.model.read(rows, padded.valid, hints=hints)))
 
     def i2t_loss(self, batch: InstructionBatch) -> Tensor:
         """Return the mean negative log-likelihood of the tokens of all answers, a scalar.

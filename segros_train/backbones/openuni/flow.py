@@ -28,6 +28,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
+from segros_train.equations import masked_noise_error
+
 __all__ = ["Schedule", "add_noise", "masked_velocity_error", "schedule", "solve", "timesteps_of"]
 
 NUM_TRAINING_STEPS = 1000
@@ -66,7 +68,9 @@ def masked_velocity_error(velocity: Tensor, latents: Tensor, noise: Tensor, weig
 
     Source: SeGroS paper, Eqs. (14) and (17)
     """
-    errors = (velocity.float() - (noise.float() - latents.float())).square().mean(dim=1).flatten(1)
+    cells = (x.float().flatten(2).transpose(1, 2) for x in (noise.float() - latents.float(), velocity))
+    errors = masked_noise_error(*cells)
+    # OpenUni's own loss takes the velocity in place of the noise, and each sample's mean in place of the batch's.
     if weights is None:
         return errors.mean()
     weights = weights.to(errors)

@@ -6,22 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from segros_train.backbones.common.weights import Located, absent, in_cache, locate_checkpoint
+from segros_train.errors import Problem
 from segros_train.files import segros_home
 from segros_train.types import BackboneCard, WeightFile
 
-__all__ = ["locate", "missing_weights"]
+__all__ = ["locate"]
 
 OWN = "model"
 """The role of OpenUni's own file, which lies over the files of the models it is made of."""
-MAKE = "segros train --method pretrain --backbone"
 
 
-def missing_weights(card: BackboneCard, source: Path | None = None) -> list[str]:
-    """Return a sentence per file that `load` would miss; empty when all are there."""
-    return list(locate(card, source).missing)
-
-
-def locate(card: BackboneCard, source: Path | None) -> Located:
+def locate(card: BackboneCard, source: Path | None = None) -> Located:
     """Find the weights of a card.
 
     Published files are looked for in `$SEGROS_HOME/weights/<name>`, then in the hub's cache. A given source is a
@@ -31,14 +26,14 @@ def locate(card: BackboneCard, source: Path | None) -> Located:
         card: What to look for.
         source: A folder; None for shipped weights or published files.
     """
-    found = locate_checkpoint(card, source, remedy=f"reinstall segros, or make them: {MAKE} {card.name}")
+    found = locate_checkpoint(card, source)
     if found is None:
         return _with_overlay(card, source)
     if found.checkpoint is None:
         return found
     files, lacking = _published(card)
-    # What OpenUni's own file holds, the checkpoint holds too.
-    return replace(found, files=files, missing=(*found.missing, *(line for line in lacking if not _is_own(line, card))))
+    lacking.pop(OWN, None)  # What OpenUni's own file holds, the checkpoint holds too.
+    return replace(found, files=files, missing=(*found.missing, *lacking.values()))
 
 
 def _with_overlay(card: BackboneCard, source: Path | None) -> Located:
@@ -50,27 +45,25 @@ def _with_overlay(card: BackboneCard, source: Path | None) -> Located:
         if own:
             overlays += own
             # A fine-tuned file may hold all that the base's does; whether it does is seen when it is read.
-            missing = [line for line in missing if not _is_own(line, card)]
+            missing.pop(OWN, None)
         else:
-            missing = [f"{source} holds no file of OpenUni's (.pth or .safetensors).", *missing]
-    return Located(files=files, overlays=tuple(overlays), missing=tuple(missing))
+            none = Problem(f"{source} holds no file of OpenUni's (.pth or .safetensors)", "Name a folder with one.")
+            missing = {"": none, **missing}
+    return Located(files=files, overlays=tuple(overlays), missing=tuple(missing.values()))
 
 
-def _is_own(line: str, card: BackboneCard) -> bool:
-    return f"({OWN} of {card.name})" in line
-
-
-def _published(card: BackboneCard) -> tuple[dict[str, Path], list[str]]:
-    """Return the published files that are there by role, and a sentence per missing one."""
+def _published(card: BackboneCard) -> tuple[dict[str, Path], dict[str, Problem]]:
+    """Return by role the published files that are there, and what the others lack."""
     kept = segros_home() / "weights" / card.name
     files: dict[str, Path] = {}
-    missing: list[str] = []
+    missing: dict[str, Problem] = {}
     for weight in card.weights:
         path = next((path for name in _names(weight) if (path := _find(kept, weight, name)) is not None), None)
         if path is not None:
             files[weight.role] = path
         else:
-            missing.append(absent(card, weight, _names(weight)[0], place=kept / weight.repo.rpartition("/")[2]))
+            place = kept / weight.repo.rpartition("/")[2]
+            missing[weight.role] = absent(card, weight, _names(weight)[0], place=place)
     return files, missing
 
 

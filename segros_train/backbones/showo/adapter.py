@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
-from segros_train.backbone import Backbone, ImageTransform, ParameterGroups, Realisation
+from segros_train.backbone import Backbone, Encoded, ImageTransform, ParameterGroups, Realisation
 from segros_train.backbones.common.answering import answer, choice_logprobs, supervised_places
 from segros_train.backbones.common.dialogues import IGNORED, labels_of
 from segros_train.backbones.common.instructions import instructions_from
 from segros_train.backbones.common.pretrained import write_checkpoint
+from segros_train.backbones.common.texts import Prompt
 from segros_train.backbones.showo import sampling
 from segros_train.backbones.showo.answering import read, reader
 from segros_train.backbones.showo.layout import drawing_layout
@@ -22,12 +24,14 @@ from segros_train.backbones.showo.model import ShowoModel
 from segros_train.backbones.showo.prompts import ShowoTokenizer
 from segros_train.backbones.showo.state_dict import published_names
 from segros_train.backbones.showo.transforms import CropForClip, CropToSquare
+from segros_train.equations import corrupted_latents
 from segros_train.masking import cosine_ratio
 from segros_train.types import Embeddings, GenerationBatch, GenerationSettings, InstructionBatch, Supervision
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from segros_train.draws import Draws
     from segros_train.types import BackboneCard, Checkpointing, Grid
 
 __all__ = ["Showo"]
@@ -71,10 +75,6 @@ class Showo(Backbone):
         self.realisation = realisation or Realisation()
         own = instructions_from(model.config.instructions_file)
         self.instructions = tuple(own if instructions is None else instructions)
-        self.latent_table: Mapping[str, Tensor] | None = None
-        self.code_weights: Tensor | None = None
-        self._encoded: tuple[Tensor, Tensor] | None = None
-        self._seen: tuple[Tensor, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -90,44 +90,50 @@ class Showo(Backbone):
         """Whether a vision tower reads images; otherwise codes are read."""
         return self.model.config.clip is not None
 
-    def _codes(self, batch: GenerationBatch) -> Tensor:
-        """Encode images to codes [B, N], once for the `embed` and `t2i_loss` of a step: the tokenizer is frozen.
-
-        Items of `latent_table`, codes [N] by item id, are looked up instead.
-        """
-        table = self.latent_table
-        if table is not None:
-            return torch.stack([table[item_id] for item_id in batch.item_ids]).to(self.device, torch.long)
-        if self._encoded is None or self._encoded[0] is not batch.images:
-            self._encoded = (batch.images, self.model.encode_images(batch.images.to(self.device)).flatten(1))
-        return self._encoded[1]
-
-    def _grid(self, images: Tensor) -> Grid:
+    def _grid(self, batch: GenerationBatch) -> Grid:
         stride = self.model.config.vq.stride_px
-        return (images.shape[2] // stride, images.shape[3] // stride)
+        return (batch.images.shape[2] // stride, batch.images.shape[3] // stride)
+
+    def _read(self, images: Tensor) -> Tensor:
+        """Return what frozen parts read of images: patches of the tower [B, I, width], or codes [B, I]."""
+        return self.model.clip_features(images) if self.has_tower else self.model.encode_images(images).flatten(1)
+
+    def _inputs(self, read: Tensor) -> Tensor:
+        if self.has_tower:
+            return self.model.mm_projector(read)
+        return self.model.embed(read + self.model.config.image_offset)
 
     def image_inputs(self, images: Tensor) -> Tensor:
         """Return how the language model reads images [B, 3, h, w]: projected patches or embedded codes, [B, I, D]."""
-        if self.has_tower:
-            # The tower is frozen, so the `embed` and `t2i_loss` of a step share what it says.
-            if self._seen is None or self._seen[0] is not images:
-                self._seen = (images, self.model.clip_features(images))
-            return self.model.mm_projector(self._seen[1])
-        return self.model.embed(self.model.encode_images(images).flatten(1) + self.model.config.image_offset)
+        return self._inputs(self._read(images))
 
     def grids(self, batch: GenerationBatch) -> tuple[Grid, Grid]:
         """Return the grids of what hints are taken from and of the image's codes."""
-        cells, clip = self._grid(batch.images), self.model.config.clip
+        cells, clip = self._grid(batch), self.model.config.clip
         if clip is not None:
             return (clip.side, clip.side), cells
         is_half = self.model.config.code_hints == "half"
         return ((cells[0] // 2, cells[1] // 2) if is_half else cells), cells
 
-    def _hint_source(self, images: Tensor) -> tuple[Tensor, Grid]:
-        """Return what hints are taken from, [B, N, D] in raster order of a grid."""
-        clip = self.model.config.clip
-        if clip is not None:
-            return self.image_inputs(images), (clip.side, clip.side)
+    def encode(self, batch: GenerationBatch) -> Encoded:
+        """Offer `codes` [B, M], what is `read` for hints, its `visual` embeddings [B, N, D], and `prompts`."""
+        limit = self.model.config.max_caption_tokens + 1
+        return Encoded(
+            batch,
+            frozen={
+                "codes": lambda images: self.model.encode_images(images.to(self.device)).flatten(1),
+                "read": lambda images: self._read(self._for_hints(images.to(self.device))),
+            },
+            derived={
+                "visual": lambda encoded: self._inputs(encoded["read"]),
+                "prompts": lambda _: [self.tokenizer.caption(caption, limit=limit) for caption in batch.captions],
+            },
+        )
+
+    def _for_hints(self, images: Tensor) -> Tensor:
+        """Return what hints are read from: the images, or where codes are read smaller or blurred ones."""
+        if self.has_tower:
+            return images
         shrink = 2 if self.model.config.code_hints == "half" else BLUR
         size = (images.shape[2], images.shape[3])
         smaller = F.interpolate(
@@ -135,36 +141,26 @@ class Showo(Backbone):
         )
         if self.model.config.code_hints == "blur8":
             smaller = F.interpolate(smaller, size, mode="bilinear", align_corners=False)
-        return self.image_inputs(smaller), self._grid(smaller)
+        return smaller
 
-    @torch.no_grad()
-    def embed(self, batch: GenerationBatch) -> Embeddings:
+    def embed(self, encoded: Encoded) -> Embeddings:
         """Return caption rows of the embedding table and what hints are taken from."""
-        limit = self.model.config.max_caption_tokens + 1
-        rows = []
-        for caption in batch.captions:
-            ids = self.tokenizer.request(caption, limit=limit)
-            rows.append([ids[place] for place, _ in self.tokenizer.caption_spans(caption, limit=limit)])
-        width = max(map(len, rows), default=0)
-        valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=self.device)
-        pad = self.tokenizer.special["pad"]
-        ids_padded = [[*row, *[pad] * (width - len(row))] for row in rows]
-        text = self.model.embed(torch.tensor(ids_padded, dtype=torch.long, device=self.device))
-        image, grid = self._hint_source(batch.images.to(self.device))
-        return Embeddings(text.float(), valid.view(len(rows), width), image.float(), grid, self._grid(batch.images))
+        captions = [tuple(compress(prompt.ids, prompt.caption)) for prompt in encoded["prompts"]]
+        rows = self.tokenizer.pad([Prompt(ids, (True,) * len(ids)) for ids in captions], device=self.device)
+        text, image = self.model.embed(rows.ids).detach(), encoded["visual"].detach()
+        return Embeddings(text.float(), rows.valid, image.float(), *self.grids(encoded.batch))
 
     def caption_tokens(self, caption: str) -> list[str]:
         """Return the text of each caption token, in the order of the valid places of `embed`'s text."""
-        spans = self.tokenizer.caption_spans(caption, limit=self.model.config.max_caption_tokens + 1)
-        return [text for _, text in spans]
+        return self.tokenizer.caption_tokens(caption, limit=self.model.config.max_caption_tokens + 1)
 
-    def masking_ratio(self, size: int, rng: Generator) -> Tensor:
-        """Draw [size] shares that are whole numbers of cells, for upstream rounds where methods take the ceiling."""
+    def masking_ratio(self, draws: Draws) -> Tensor:
+        """Draw [B] shares that are whole numbers of cells, for upstream rounds where methods take the ceiling."""
         num_cells = (self.card.image_size_px // self.model.config.vq.stride_px) ** 2
-        ratio = cosine_ratio(size, rng).clamp(min=self.model.config.min_masking_ratio)
+        ratio = cosine_ratio(draws.uniform("masking ratio")).clamp(min=self.model.config.min_masking_ratio)
         return sampling.num_hidden(ratio, num_cells).double() / num_cells
 
-    def t2i_loss(self, batch: GenerationBatch, supervision: Supervision, rng: Generator) -> Tensor:
+    def t2i_loss(self, encoded: Encoded, supervision: Supervision, draws: Draws) -> Tensor:
         """Return the cross-entropy of the target cells' codes over all ids, a scalar.
 
         Raises:
@@ -176,36 +172,33 @@ class Showo(Backbone):
         target = masked if supervision.target is None else supervision.target.to(self.device)
         if not bool(target.any()):
             raise ValueError("The supervision has no target cell.")
-        ids = self._codes(batch) + self.model.config.image_offset
+        ids = encoded["codes"] + self.model.config.image_offset
         special = self.tokenizer.special
         borders = (torch.full_like(ids[:, :1], special["soi"]), torch.full_like(ids[:, :1], special["eoi"]))
-        image = torch.cat([borders[0], ids.masked_fill(masked, self.model.config.mask_id), borders[1]], dim=1)
-        states = self._states(batch, supervision, image, rng)
+        image = torch.cat([borders[0], corrupted_latents(ids, masked, self.model.config.mask_id), borders[1]], dim=1)
+        states = self._states(encoded, supervision, image, draws)
         labels = ids.masked_fill(~target, IGNORED)
+        # Show-o's own loss, Eq. (15), counts the two tokens at the image's borders beside the cells.
         edges = borders if self.model.config.boundary_targets else (torch.full_like(borders[0], IGNORED),) * 2
         labels = torch.cat([edges[0], labels, edges[1]], dim=1)
-        weights = None
-        if self.code_weights is not None:
-            known = self.code_weights.to(self.device)[ids - self.model.config.image_offset]
-            weights = F.pad(known, (1, 1), value=1.0)
-        return self.model.nll(states, labels, weights=weights)
+        return self.model.nll(states, labels)
 
-    def _states(self, batch: GenerationBatch, supervision: Supervision, image: Tensor, rng: Generator) -> Tensor:
+    def _states(self, encoded: Encoded, supervision: Supervision, image: Tensor, draws: Draws) -> Tensor:
         """Return the last states of the image block, [B, N + 2, D] of its ids [B, N + 2]."""
-        size, limit = len(batch.captions), self.model.config.max_caption_tokens + 1
-        dropped = torch.rand(size, generator=rng, device=rng.device) < self.realisation.text_dropout
-        texts = list(batch.captions)
-        if not supervision.caption:
-            picks = torch.randint(len(self.instructions), (size,), generator=rng, device=rng.device).tolist()
+        limit = self.model.config.max_caption_tokens + 1
+        if supervision.caption:
+            rows = [list(prompt.ids) for prompt in encoded["prompts"]]
+        else:
+            picks = draws.below("instruction", len(self.instructions))
             texts = [f"USER: \n {self.instructions[pick]} ASSISTANT:" for pick in picks]
-        flags = dropped.tolist()
-        rows = [
-            self.tokenizer.request("" if drop else text, limit=limit) for text, drop in zip(texts, flags, strict=True)
-        ]
+            rows = [self.tokenizer.request(text, limit=limit) for text in texts]
+        dropped = draws.uniform("caption drop") < self.realisation.text_dropout
+        empty = self.tokenizer.request("", limit=limit)
+        rows = [empty if drop else row for row, drop in zip(rows, dropped.tolist(), strict=True)]
         width = max(map(len, rows))
         pad = self.tokenizer.special["pad"]
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.device)
-        hints = self._hints(batch, supervision)
+        hints = self._hints(encoded, supervision)
         layout = drawing_layout(
             ids != pad,
             image.shape[1],
@@ -225,11 +218,11 @@ class Showo(Backbone):
         )
         return states[:, layout.image_start :]
 
-    def _hints(self, batch: GenerationBatch, supervision: Supervision) -> Tensor | None:
+    def _hints(self, encoded: Encoded, supervision: Supervision) -> Tensor | None:
         """Return the hint block with its two tokens, [B, H + 2, D]."""
         if supervision.hints is None:
             return None
-        source, _ = self._hint_source(batch.images.to(self.device))
+        source = encoded["visual"]
         index = supervision.hints.to(self.device).unsqueeze(-1).expand(-1, -1, source.shape[-1])
         ends = torch.tensor([self.tokenizer.special["soi"], self.tokenizer.special["eoi"]], device=self.device)
         first, last = self.model.embed(ends).expand(len(source), 2, -1).split(1, dim=1)

@@ -6,14 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segros_train.backbones.showo.weights import locate, missing_weights
+from segros_train.backbones.showo.weights import locate
 
 if TYPE_CHECKING:
     from segros_train.backbones.common.precision import Precision
     from segros_train.backbones.showo.adapter import Showo
     from segros_train.types import BackboneCard
 
-__all__ = ["fresh", "load", "missing_weights"]
+__all__ = ["fresh", "load", "locate"]
 
 
 def load(

@@ -21,6 +21,7 @@ from segros_train.backbones.common.recompute import residual_stream, run_blocks,
 from segros_train.backbones.showo.attention import RowBlock, register
 from segros_train.backbones.showo.config import ClipConfig, ShowoConfig
 from segros_train.backbones.showo.vq import MagvitV2
+from segros_train.equations import masked_token_nll
 
 if TYPE_CHECKING:
     from segros_train.types import Checkpointing
@@ -193,7 +194,7 @@ class ShowoModel(nn.Module):
         head = self.showo.lm_head
         return F.linear(states, head.weight[columns], head.bias[columns]).float()
 
-    def nll(self, states: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
+    def nll(self, states: Tensor, labels: Tensor) -> Tensor:
         """Return the mean negative log-likelihood of the labels that are not -100, a scalar; NaN without any.
 
         Logits are computed for the places of such labels alone, `LOGITS_BYTES` at a time, and again for the gradient.
@@ -201,17 +202,15 @@ class ShowoModel(nn.Module):
         Args:
             states: [..., D], each at the place of its label.
             labels: [...] ids, -100 where nothing is asked.
-            weights: [...] weight of each label; None for equal ones.
         """
         rows = (labels != IGNORED).flatten().nonzero().squeeze(1)
         states, labels = states.flatten(0, -2)[rows], labels.flatten()[rows]
-        weights = torch.ones(len(rows), device=rows.device) if weights is None else weights.flatten()[rows]
 
-        def weighted(states: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-            return (F.cross_entropy(self.logits(states), labels, reduction="none") * weights).sum()
+        def total(states: Tensor, labels: Tensor) -> Tensor:
+            return masked_token_nll(self.logits(states), labels).sum()
 
         chunk = max(1, LOGITS_BYTES // (4 * self.config.vocab_size))
-        return sum_in_chunks(weighted, states, labels, weights, chunk=chunk) / weights.sum()
+        return sum_in_chunks(total, states, labels, chunk=chunk) / len(rows)
 
     def next_token_nll(self, states: Tensor, labels: Tensor) -> Tensor:
         """Return `nll` of labels [B, S] that follow states [B, S, D] by one place."""

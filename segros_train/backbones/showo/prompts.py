@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 from segros_train.backbones.common.dialogues import IGNORED, Dialogue
-from segros_train.backbones.common.texts import TextTokenizer
+from segros_train.backbones.common.texts import Prompt, TextTokenizer
 from segros_train.errors import PrerequisiteError
 from segros_train.types import Turn
 
@@ -55,6 +55,17 @@ class ShowoTokenizer(TextTokenizer):
         """Return the text of `ids` without special tokens and outer blanks."""
         return super().text([index for index in ids if index < self.special["pad"]])
 
+    def _asked(self, text: str, limit: int) -> tuple[list[int], list[slice | None]]:
+        """Return the ids of a request and, of tokens of its text that are not special, their place in it."""
+        encoding = self._encode(text)
+        head = [self.special["t2i"]] if encoding.ids[:1] == [self.end_id] else [self.special["t2i"], self.end_id]
+        spans = [
+            None if index in self._special or index == self.end_id else slice(*span)
+            for index, span in zip(encoding.ids, encoding.offsets, strict=True)
+        ]
+        cut = slice(limit - 1 - len(head))
+        return [*head, *encoding.ids[cut], self.end_id], [*[None] * len(head), *spans[cut], None]
+
     def _started(self, text: str) -> list[int]:
         ids = self.ids(text)
         return ids if ids[:1] == [self.end_id] else [self.end_id, *ids]
@@ -66,8 +77,16 @@ class ShowoTokenizer(TextTokenizer):
             text: As written; empty for the unconditional prompt.
             limit: Largest number of ids, the task token included.
         """
-        body = [self.special["t2i"], *self._started(text), self.end_id]
-        return body if len(body) <= limit else [*body[: limit - 1], self.end_id]
+        return self._asked(text, limit)[0]
+
+    def caption(self, caption: str, *, limit: int) -> Prompt:
+        """Tokenise a caption as `request` does, with its tokens marked."""
+        ids, spans = self._asked(caption, limit)
+        return Prompt(tuple(ids), tuple(span is not None for span in spans))
+
+    def caption_tokens(self, caption: str, *, limit: int) -> list[str]:
+        """Return the text of each token that `caption` marks, in order."""
+        return [caption[span].strip() for span in self._asked(caption, limit)[1] if span is not None]
 
     def sentence(self, text: str, *, limit: int) -> list[int]:
         """Return [bos] text [eos] for language modelling, cut on the right."""
@@ -77,22 +96,6 @@ class ShowoTokenizer(TextTokenizer):
         """Return [bos] text [eos] to stand behind the codes of an image; a text too long keeps its end token."""
         ids = [*self._started(text), self.end_id]
         return ids if len(ids) <= limit else [*ids[: limit - 1], self.end_id]
-
-    def caption_spans(self, caption: str, *, limit: int) -> list[tuple[int, str]]:
-        """Return place in `request` and text of each token of the caption that is no special token.
-
-        Args:
-            caption: As written.
-            limit: As in `request`.
-        """
-        encoding = self._encode(caption)
-        shift = 1 if encoding.ids[:1] == [self.end_id] else 2
-        room = limit - 1 if len(encoding.ids) + shift + 1 > limit else limit
-        return [
-            (shift + place, caption[start:stop].strip())
-            for place, (index, (start, stop)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True))
-            if index not in self._special and index != self.end_id and shift + place < room
-        ]
 
     def _head(self, *, tower: bool) -> tuple[int, ...]:
         return (self.special["mmu"], *(self.system if tower else ()), self.special["soi"])

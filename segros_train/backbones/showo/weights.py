@@ -9,22 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from segros_train.backbones.common.weights import Located, absent, in_cache, locate_checkpoint
+from segros_train.errors import Problem
 from segros_train.files import segros_home
 from segros_train.types import BackboneCard, WeightFile
 
-__all__ = ["locate", "missing_weights"]
+__all__ = ["locate"]
 
 STEMS = ("pytorch_model", "model", "diffusion_pytorch_model")
 SUFFIXES = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
 """Upstream saves `pytorch_model.bin` and looks for `pytorch_model.safetensors`; either may be sharded."""
 
 
-def missing_weights(card: BackboneCard, source: Path | None = None) -> list[str]:
-    """Return a sentence per file that `load` would miss; empty when all are there."""
-    return list(locate(card, source).missing)
-
-
-def locate(card: BackboneCard, source: Path | None) -> Located:
+def locate(card: BackboneCard, source: Path | None = None) -> Located:
     """Find the weights of a card.
 
     A given source must hold the model itself; the other published files are looked for in its folders by role, then
@@ -40,7 +36,7 @@ def locate(card: BackboneCard, source: Path | None) -> Located:
 def _published(card: BackboneCard, source: Path | None) -> Located:
     kept = segros_home() / "weights" / card.name
     files: dict[str, Path] = {}
-    missing: list[str] = []
+    missing: list[Problem] = []
     for weight in card.weights:
         own_only = source is not None and weight.role == "model"
         folders = [] if source is None else [source / weight.role, *([source] if weight.role == "model" else [])]

@@ -157,8 +157,9 @@ def open_mplug(device: str | None = None) -> Mplug:
     absent = missing_mplug()
     if absent is not None:
         raise PrerequisiteError(
-            f"DPG-Bench's official answerer is missing: {absent} does not exist. Get it with `segros data fetch "
-            "dpgbench`, or let a judge answer, which is not official: --set dpgbench.answerer=judge."
+            f"DPG-Bench's official answerer is missing: {absent} does not exist",
+            "Get it with `segros data fetch "
+            "dpgbench`, or let a judge answer, which is not official: --set dpgbench.answerer=judge.",
         )
     folder = mplug_folder()
     digests = {name: held_to_first_copy(folder / name, file_sha256(folder / name)) for name in FILES}
@@ -169,7 +170,8 @@ def open_mplug(device: str | None = None) -> Mplug:
         network.load_state_dict(from_published(content))
     except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise PrerequisiteError(
-            f"{weights} is damaged or another model: {error}. Fetch it again with `segros data fetch dpgbench`."
+            f"{weights} is damaged or another model: {error}",
+            "Fetch it again with `segros data fetch dpgbench`.",
         ) from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     record = {"name": "mplug", "weights": digests[WEIGHTS], "device": device}

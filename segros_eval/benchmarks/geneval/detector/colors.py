@@ -142,18 +142,20 @@ def load_clip(path: Path, *, sha256: str = CLIP_SHA256) -> Any:
     """
     if not path.is_file():
         raise PrerequisiteError(
-            f"The weights of {MODEL} are missing: {path} does not exist. Get them with `segros data fetch geneval`."
+            f"The weights of {MODEL} are missing: {path} does not exist",
+            "Get them with `segros data fetch geneval`.",
         )
     if (digest := file_sha256(path)) != sha256:
         raise PrerequisiteError(
-            f"{path} is damaged or not the model {MODEL}: its sha256 is {digest}, expected {sha256}. Fetch it again "
-            "with `segros data fetch geneval`."
+            f"{path} is damaged or not the model {MODEL}: its sha256 is {digest}, expected {sha256}",
+            "Fetch it again with `segros data fetch geneval`.",
         )
     try:
         state = torch.jit.load(str(path), map_location="cpu").state_dict()
     except RuntimeError as error:
         raise PrerequisiteError(
-            f"{path} cannot be read: {error}. Fetch it again with `segros data fetch geneval`."
+            f"{path} cannot be read: {error}",
+            "Fetch it again with `segros data fetch geneval`.",
         ) from error
     state = {name: tensor.float() for name, tensor in state.items() if name not in _ARCHIVE_ONLY}
     clip = open_clip.create_model(MODEL)
@@ -161,7 +163,8 @@ def load_clip(path: Path, *, sha256: str = CLIP_SHA256) -> Any:
         clip.load_state_dict(state)
     except RuntimeError as error:
         raise PrerequisiteError(
-            f"{path} is not the model {MODEL}: {error}. Fetch it again with `segros data fetch geneval`."
+            f"{path} is not the model {MODEL}: {error}",
+            "Fetch it again with `segros data fetch geneval`.",
         ) from error
     return clip.eval().requires_grad_(False)
 

@@ -37,12 +37,13 @@ def checked_checkpoint(path: Path) -> str:
     """
     if not path.is_file():
         raise PrerequisiteError(
-            f"The detector's weights are missing: {path} does not exist. Get them with `segros data fetch geneval`."
+            f"The detector's weights are missing: {path} does not exist",
+            "Get them with `segros data fetch geneval`.",
         )
     digest, named = file_sha256(path), path.stem.rpartition("-")[2]
     if not digest.startswith(named):
         raise PrerequisiteError(
-            f"{path} is damaged: its sha256 is {digest[:12]}…, its name says {named}…. "
-            "Fetch it again with `segros data fetch geneval`."
+            f"{path} is damaged: its sha256 is {digest[:12]}…, its name says {named}…",
+            "Fetch it again with `segros data fetch geneval`.",
         )
     return held_to_first_copy(path, digest)

@@ -177,8 +177,9 @@ def check_self_test(network: DetectorNetwork, *, digest: str, record: Path) -> b
     if odd:
         raise PrerequisiteError(
             f"GenEval's detector fails its self-test: of {len(expected)} instances known on a fixed picture it does "
-            f"not find {len(odd)}, e.g. class {odd[0]['label']} with score {odd[0]['score']}. Its numbers would not be "
-            f"GenEval's. Go back to the versions that {record} was written with, or delete that file to record anew."
+            f"not find {len(odd)}, e.g. class {odd[0]['label']} with score {odd[0]['score']}",
+            f"Its numbers would not be "
+            f"GenEval's. Go back to the versions that {record} was written with, or delete that file to record anew.",
         )
     return known is not None
 

@@ -96,8 +96,8 @@ class MmdetDetector:
             answer = ""
         if not answer:
             raise PrerequisiteError(
-                f"mmdet's process ended with code {self._process.wait()}; what it said stands above. "
-                f"Build its environment anew: `nox -s mmdet` in a checkout, into {environment()}."
+                f"mmdet's process ended with code {self._process.wait()}; what it said stands above",
+                f"Build its environment anew: `nox -s mmdet` in a checkout, into {environment()}.",
             )
         return dict(json.loads(answer))
 
@@ -126,7 +126,7 @@ def open_reference_detector(*, min_score: float = 0.0) -> MmdetDetector:
     from segros_eval.benchmarks.geneval.detector.colors import ColorClassifier, load_clip
 
     if remedy := missing_environment():
-        raise PrerequisiteError(f"There is no environment of mmdet. {remedy}")
+        raise PrerequisiteError("There is no environment of mmdet", remedy)
     checkpoint, clip = detector_files()
     digest = checked_checkpoint(checkpoint)
     detector = MmdetDetector(environment() / "bin" / "python", checkpoint, _Colors(ColorClassifier(load_clip(clip))))

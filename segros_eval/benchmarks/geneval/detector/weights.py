@@ -150,8 +150,8 @@ def load_network(path: Path, config: DetectorConfig = DetectorConfig()) -> Detec
     for what, names in (("lacks", missing), ("has besides", foreign), ("has in another shape", misshapen)):
         if names:
             raise PrerequisiteError(
-                f"{path} is not the detector's checkpoint: it {what} {len(names)} tensors, e.g. {names[0]}. "
-                "Fetch it again with `segros data fetch geneval`."
+                f"{path} is not the detector's checkpoint: it {what} {len(names)} tensors, e.g. {names[0]}",
+                "Fetch it again with `segros data fetch geneval`.",
             )
     network.load_state_dict(state, strict=False)
     return network
@@ -168,7 +168,8 @@ def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
     """
     if not path.is_file():
         raise PrerequisiteError(
-            f"The detector's weights are missing: {path} does not exist. Get them with `segros data fetch geneval`."
+            f"The detector's weights are missing: {path} does not exist",
+            "Get them with `segros data fetch geneval`.",
         )
     content = read_weight_file(path, ignored=BESIDE, remedy="Fetch it again with `segros data fetch geneval`.")
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}

@@ -1,38 +1,43 @@
-"""Put measured results into the published tables' structure.
+"""Rows of a leaderboard: measured results, with published rows laid over where there are any.
 
-A table holds one world. Published rows stand in the world of photographs only, so a number of the
-embedded world never shares a table with one of a paper. What nobody measured is a missing cell,
-what was run and could not be scored is an unscored one; neither is a value.
+A table holds one world. Published rows stand in the world of photographs only, so a number of the embedded world
+never shares a table with one of a paper. What nobody measured is a missing value, what was run and could not be scored
+is an unscored one; neither is a number. An evaluation that no published table has gets a table of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import pandas as pd
 
 from segros_eval.benchmarks.base import Interval, Result, World
 from segros_eval.reporting.published import Column, Label, PublishedRow, PublishedTable, Reference
 
 __all__ = [
     "PUBLISHED_WORLD",
-    "Agreement",
-    "Cell",
+    "FilledTable",
     "Row",
-    "Standings",
-    "Table",
-    "build_standings",
+    "Value",
     "data_of",
+    "filled_tables",
     "is_subset",
+    "measured_value",
+    "own_columns",
+    "value_frame",
 ]
 
 PUBLISHED_WORLD: World = "photo"
 """The world that published numbers belong to."""
+OWN_PAGE = "other"
+"""Page of evaluations that no published table has."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A value in a table.
+class Value:
+    """A value in a row.
 
     Attributes:
         value: A number, a setting's text, or None.
@@ -50,6 +55,11 @@ class Cell:
     doubted: bool = False
     headline: bool = False
 
+    @property
+    def missing(self) -> bool:
+        """Whether nobody printed or ran it."""
+        return self.value is None and not self.unscored
+
 
 @dataclass(frozen=True)
 class Row:
@@ -61,8 +71,8 @@ class Row:
         method: Name of the train task, None where a print does not tell.
         data: Name of the training data.
         labels: One per label column of the table.
-        cells: One per column of the table.
-        results: The measured results behind the cells, in column order.
+        values: One per column of the table.
+        results: The measured results behind the values, in column order.
         starred: Whether the paper stars the row.
         contaminated: Whether it was trained on data that leaks into one of the table's evaluators.
         subset: Whether a result covers only part of its evaluator's items.
@@ -73,7 +83,7 @@ class Row:
     method: str | None
     data: str | None
     labels: tuple[Label, ...]
-    cells: tuple[Cell, ...]
+    values: tuple[Value, ...]
     results: tuple[Result, ...] = ()
     starred: bool = False
     contaminated: bool = False
@@ -81,10 +91,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A published table's structure with the rows of one world."""
+class FilledTable:
+    """A table's structure with the rows of one world."""
 
-    published: PublishedTable
+    structure: PublishedTable
     world: World
     rows: tuple[Row, ...]
 
@@ -94,58 +104,92 @@ class Table:
         return tuple(result for row in self.rows for result in row.results)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """A measured value beside the published one of the same cell."""
-
-    row: Row
-    column: Column
-    measured: float
-    interval: Interval
-    published: float
-
-    @property
-    def difference(self) -> float:
-        """Measured minus published, in points."""
-        return self.measured - self.published
-
-    @property
-    def within(self) -> bool:
-        """Whether the published value lies in the measured interval."""
-        return self.interval.low <= self.published <= self.interval.high
-
-
-@dataclass(frozen=True)
-class Standings:
-    """Everything a leaderboard shows, before it takes a format."""
-
-    reference: Reference
-    tables: tuple[Table, ...]
-    agreements: tuple[Agreement, ...]
-    results: tuple[Result, ...]
-
-
-def build_standings(results: Iterable[Result], reference: Reference) -> Standings:
-    """Sort measured results into the published tables, one table per world.
+def filled_tables(results: Iterable[Result], reference: Reference) -> tuple[FilledTable, ...]:
+    """Sort measured results into tables, one table per world; tables without rows are left out.
 
     Args:
         results: Measured cells, unique by key.
         reference: Published tables.
     """
-    ordered = tuple(sorted(results, key=lambda result: (result.world, result.backbone, result.method, result.key)))
+    ordered = sorted(results, key=lambda result: (result.world, result.backbone, result.method, result.key))
     worlds: tuple[World, ...] = ("photo", "shapes")
-    tables = tuple(
-        table
-        for published in reference.tables
-        for world in worlds
-        if (table := _table(published, world, ordered, reference)).rows
-    )
-    # A cell printed in several tables (Ours heads every ablation) is compared once, in the first of them.
-    agreements: dict[tuple[str, ...], Agreement] = {}
-    for agreement in (agreement for table in tables for agreement in _agreements(table)):
-        keys = (result.key for result in agreement.row.results)
-        agreements.setdefault((agreement.column.key, *keys), agreement)
-    return Standings(reference=reference, tables=tables, agreements=tuple(agreements.values()), results=ordered)
+    structures = (*reference.tables, *_own_structures(ordered, reference))
+    filled = (_filled(structure, world, ordered, reference) for structure in structures for world in worlds)
+    return tuple(table for table in filled if table.rows)
+
+
+def value_frame(tables: Iterable[FilledTable]) -> pd.DataFrame:
+    """Return one line per value, published and measured, with everything that qualifies it.
+
+    Args:
+        tables: What to show.
+    """
+    records = [
+        _record(table, row, column, value)
+        for table in tables
+        for row in table.rows
+        for column, value in zip(table.structure.columns, row.values, strict=True)
+        if not value.missing
+    ]
+    frame = pd.DataFrame.from_records(records, columns=RECORD_HEADS)
+    return frame.astype(dict.fromkeys(("n", "unparsed", "unscored"), "Int64"))
+
+
+RECORD_HEADS = (
+    *("table", "world", "source", "backbone", "method", "data", "evaluator", "metric", "value", "low", "high"),
+    *("estimator", "n", "unparsed", "unscored", "seeds", "protocol", "key"),
+    *("starred", "doubted", "contaminated", "subset"),
+)
+
+
+def _record(table: FilledTable, row: Row, column: Column, value: Value) -> dict[str, Any]:
+    result = next((result for result in row.results if result.evaluator == column.evaluator), None)
+    record = {
+        "table": table.structure.name,
+        "world": table.world,
+        "source": row.source,
+        "backbone": row.backbone,
+        "method": row.method,
+        "data": row.data,
+        "evaluator": column.evaluator,
+        "metric": column.metric,
+        "value": "unscored" if value.unscored else value.value,
+        "starred": row.starred or value.starred,
+        "doubted": value.doubted,
+        "contaminated": row.contaminated,
+        "subset": row.subset,
+    }
+    if value.interval is not None:
+        record |= vars(value.interval)
+    if result is not None:
+        record |= {
+            "n": result.num_samples,
+            "unparsed": result.num_unparsed,
+            "unscored": result.num_unscored,
+            "seeds": " ".join(map(str, result.seeds)),
+            "protocol": result.protocol,
+            "key": result.key,
+        }
+    return record
+
+
+def own_columns(results: Sequence[Result]) -> tuple[Column, ...]:
+    """Return columns for results of one evaluation: its headline and what carries an interval, else every metric."""
+    metrics = dict.fromkeys(metric for result in results for metric in result.metrics)
+    certain = {metric for result in results for metric in (result.headline, *result.intervals)}
+    shown = [metric for metric in metrics if metric in certain] if any(one.intervals for one in results) else metrics
+    evaluator = results[0].evaluator
+    return tuple(Column(key=f"{evaluator}/{metric}", title=metric) for metric in shown)
+
+
+def _own_structures(results: Sequence[Result], reference: Reference) -> Iterator[PublishedTable]:
+    """Yield a structure for each evaluation that no published table has."""
+    printed = {column.evaluator for table in reference.tables for column in table.columns}
+    open_table = reference.table("generation")
+    for evaluator in sorted({result.evaluator for result in results} - printed):
+        columns = own_columns([result for result in results if result.evaluator == evaluator])
+        labels, methods = open_table.labels, open_table.methods
+        yield PublishedTable(evaluator, evaluator, OWN_PAGE, "", labels, columns, rows=(), methods=methods)
 
 
 def data_of(result: Result) -> str | None:
@@ -158,7 +202,7 @@ def is_subset(result: Result) -> bool:
     return bool(result.provenance.get("subset"))
 
 
-def _table(published: PublishedTable, world: World, results: Sequence[Result], reference: Reference) -> Table:
+def _filled(published: PublishedTable, world: World, results: Sequence[Result], reference: Reference) -> FilledTable:
     printed = [_printed(row, published, reference) for row in published.rows] if world == PUBLISHED_WORLD else []
     mine = [result for result in results if result.world == world and _belongs(result, published, reference)]
     measured = [_measured(group, published, reference) for group in _models(mine)]
@@ -168,7 +212,7 @@ def _table(published: PublishedTable, world: World, results: Sequence[Result], r
         rows = _beside(printed, measured, published)
     else:
         rows = []
-    return Table(published=published, world=world, rows=tuple(rows))
+    return FilledTable(published, world, rows=tuple(rows))
 
 
 def _belongs(result: Result, table: PublishedTable, reference: Reference) -> bool:
@@ -178,6 +222,8 @@ def _belongs(result: Result, table: PublishedTable, reference: Reference) -> boo
     if result.method in table.takes:
         printed = {row.backbone for row in table.rows}
         return bool(table.methods) or not printed or result.backbone in printed or result.world != PUBLISHED_WORLD
+    if table not in reference.tables:
+        return True
     ablations = {method for other in reference.tables if not other.methods for method in other.takes}
     return bool(table.methods) and result.method not in ablations
 
@@ -225,8 +271,8 @@ def _printed(row: PublishedRow, table: PublishedTable, reference: Reference) -> 
         for entry in reference.inconsistencies
         if (entry.table, entry.backbone, entry.method) == (table.name, row.backbone, row.method)
     }
-    cells = tuple(
-        Cell(
+    values = tuple(
+        Value(
             value=row.cells[column.key].value,
             starred=row.cells[column.key].starred,
             doubted=column.key in doubted,
@@ -240,7 +286,7 @@ def _printed(row: PublishedRow, table: PublishedTable, reference: Reference) -> 
         method=row.method,
         data=row.data,
         labels=row.labels,
-        cells=cells,
+        values=values,
         starred=row.starred,
         contaminated=_leaks(row.data, row.method, table, reference),
     )
@@ -256,18 +302,19 @@ def _measured(results: tuple[Result, ...], table: PublishedTable, reference: Ref
         method=first.method,
         data=data_of(first),
         labels=_labels(first, table, reference),
-        cells=tuple(_cell(by_evaluator.get(column.evaluator), column) for column in table.columns),
+        values=tuple(measured_value(by_evaluator.get(column.evaluator), column) for column in table.columns),
         results=tuple(by_evaluator[evaluator] for evaluator in order if evaluator in by_evaluator),
         contaminated=_leaks(data_of(first), first.method, table, reference),
         subset=any(is_subset(result) for result in results),
     )
 
 
-def _cell(result: Result | None, column: Column) -> Cell:
+def measured_value(result: Result | None, column: Column) -> Value:
+    """Return the value of a column in a result, a missing one where there is none."""
     if result is None or column.metric not in result.metrics:
-        return Cell()
+        return Value()
     value = result.metrics[column.metric]
-    return Cell(
+    return Value(
         value=value,
         interval=result.intervals.get(column.metric),
         unscored=value is None,
@@ -297,19 +344,3 @@ def _order(row: Row, table: PublishedTable) -> tuple[int, str, int, bool, str]:
     place = backbones.index(row.backbone) if row.backbone in backbones else len(backbones)
     rank = methods.index(row.method) if row.method in methods else len(methods)
     return place, row.backbone, rank, row.source == "measured", row.method or ""
-
-
-def _agreements(table: Table) -> Iterator[Agreement]:
-    """Yield the cells that were both printed and measured, on the same training data and all items."""
-    if table.world != PUBLISHED_WORLD:
-        return
-    for row in table.rows:
-        printed = table.published.row(row.backbone, row.method) if row.method else None
-        if row.source != "measured" or printed is None or row.subset:
-            continue
-        if row.method != "none" and row.data != printed.data:
-            continue
-        for column, cell in zip(table.published.columns, row.cells, strict=True):
-            value = printed.cells[column.key].value
-            if isinstance(cell.value, float) and cell.interval and isinstance(value, (int, float)):
-                yield Agreement(row, column, cell.value, cell.interval, float(value))

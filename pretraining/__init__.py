@@ -1,0 +1,1 @@
+"""How the shipped tiny backbones came to be: one command per family, outside the library."""

@@ -1,1 +1,0 @@
-"""How the shipped tiny backbones came to be."""
