@@ -186,10 +186,10 @@ class _Model:
     @cached_property
     def images_at_once(self) -> BatchSize:
         """How many images are drawn at once: what the settings say, else what the count says that a GPU holds."""
-        from segros_train.training.memory import fitting_batch
+        from segros_train.training.fitting import fitting_batch
 
         settings = self.stage.settings
-        chosen = fitting_batch(self.backbone, settings)
+        chosen = fitting_batch(self.backbone, settings, self.device)
         if chosen is not None:
             self.listener.note(f"Drawing {chosen.batch_size} images at once: {chosen.peak / 2**30:.0f} GiB, counted.")
             self.drawing = dataclasses.asdict(chosen)
@@ -243,8 +243,8 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
         PrerequisiteError: If weights or data are missing, or the loss is not finite.
     """
     from segros_train.training.checkpoint import newest_checkpoint
+    from segros_train.training.fitting import fitting
     from segros_train.training.loop import train
-    from segros_train.training.memory import fitting
 
     assert stage.recipe is not None and stage.task.method is not None and stage.data is not None
     # Several processes find the checkpoint together, in the loop: looking for it also clears away drafts.

@@ -9,7 +9,7 @@ import pytest
 from full_size import NAMES, catalog, empty_backbone, for_drawing
 
 from segros_train.errors import PrerequisiteError
-from segros_train.training.memory import choose_batch, choose_checkpointing, drawing_peak, training_peak
+from segros_train.training.fitting import choose_batch, choose_checkpointing, drawing_peak, training_peak
 
 CARD = int(79.2 * 2**30)
 """What an H100 with 80 GB lets a process have."""
