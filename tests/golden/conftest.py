@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from bounds import doubled
@@ -16,6 +17,7 @@ from bounds import doubled
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker of parametrised goldens."""
     config.addinivalue_line("markers", "golden_cases(set, group): run once per case of a group of a golden set")
+    config.addinivalue_line("markers", "absent_group(reason): its golden set has no case for it")
 
 
 @pytest.fixture
@@ -37,5 +39,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     tensors = json.loads(path.read_text(encoding="utf-8"))["tensors"]
     cases = dict.fromkeys(key.split(".")[1] for key in tensors if key.startswith(f"{group}."))
-    absent = pytest.mark.skip(reason=f"the golden set {path.parent} has no group {group}")
+    groups = ", ".join(sorted({key.split(".")[0] for key in tensors})) or "nothing"
+    absent = pytest.mark.absent_group(f"the golden set {path.parent} has no group {group}, it holds {groups}")
     metafunc.parametrize("case", list(cases) or [pytest.param("absent", marks=absent)])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the test of a group that the committed set leaves out; fail where `--golden` was to give it."""
+    if marker := item.get_closest_marker("absent_group"):
+        (reason,) = marker.args
+        if item.config.getoption("--golden") == Path(__file__).parent / "data":
+            pytest.skip(reason)
+        pytest.fail(f"--golden: {reason}; record the group, or choose other tests", pytrace=False)

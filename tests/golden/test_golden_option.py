@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,16 @@ def test_a_set_that_the_folder_lacks_fails_and_says_what_is_there(tmp_path: Path
     assert status == pytest.ExitCode.TESTS_FAILED
     assert f"--golden asks for the set {name} in {tmp_path}, which holds other" in output
     assert "skipped" not in output and "passed" not in output
+
+
+def test_a_group_that_the_set_of_the_folder_lacks_fails(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "data" / "showo", tmp_path / "showo")
+    cases = json.loads((tmp_path / "showo" / "cases.json").read_text(encoding="utf-8"))
+    cases["tensors"] = {name: of for name, of in cases["tensors"].items() if not name.startswith("e.")}
+    (tmp_path / "showo" / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    status, output = run(GOLDEN / "test_showo_sampling.py", "-k", "absent", "--golden", tmp_path)
+    assert status == pytest.ExitCode.TESTS_FAILED
+    assert "showo has no group e, it holds" in output and "skipped" not in output and "passed" not in output
 
 
 def test_a_set_of_the_folder_is_read_from_there(tmp_path: Path) -> None:
