@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ from rich.text import Text
 
 from segros_eval.cli.console import FAILED, Tasks, declared, emit, err, out
 from segros_train.errors import PrerequisiteError, unknown_name
-from segros_train.files import read_jsonl, replace_file
+from segros_train.files import atomic_write, read_jsonl
 
 if TYPE_CHECKING:
     from segros_eval.benchmarks.fetch import BenchmarkData
@@ -177,7 +176,8 @@ def _export_weights(source: Path, to: Path | None, catalog: Catalog) -> None:
     backbone = backbones.load(catalog.backbones[name], source=checkpoint)
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in backbone.upstream_state().items()}
     target = to or Path(f"{backbone.card.name}-upstream.safetensors")
-    replace_file(target, partial(save_file, state))
+    with atomic_write(target) as temporary:
+        save_file(state, temporary)
     emit(f"written   {target}")
 
 

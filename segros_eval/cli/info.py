@@ -145,7 +145,7 @@ def explain(
     from segros_eval.pipeline.ranks import local_device
     from segros_eval.reporting.explain import explain as draw
     from segros_train.backbones import loading
-    from segros_train.files import replace_file
+    from segros_train.files import atomic_write
 
     catalog = declared(tasks)
     if backbone not in catalog.backbones:
@@ -160,7 +160,8 @@ def explain(
     picture = _read(image)
     model = loading.load(catalog.backbones[backbone], device=local_device() if device == "auto" else device).eval()
     drawn = draw(model, picture, caption, decides, seed=seed)
-    replace_file(file, lambda path: drawn.save(path, format="PNG"))
+    with atomic_write(file) as temporary:
+        drawn.save(temporary, format="PNG")
     emit(f"written  {file}")
 
 

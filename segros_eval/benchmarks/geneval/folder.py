@@ -17,7 +17,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 from segros_eval.benchmarks.base import Sample, Score
 from segros_eval.benchmarks.folders import FolderFault, ImageFolder, WantedSize, image_fault, wanted_size
 from segros_train.errors import PrerequisiteError
-from segros_train.files import content_key, replace_file, write_text
+from segros_train.files import atomic_write, content_key, write_text
 
 __all__ = [
     "folder_prompts",
@@ -112,7 +111,8 @@ def write_geneval_folder(root: Path, images: Iterable[tuple[Sample, Path]]) -> N
         prompt_id, _, draw = sample.item_id.partition("/")
         record = json.dumps(dict(sample.metadata)) + "\n"
         write_text(root / prompt_id / _RECORD_FILE, record)
-        replace_file(root / prompt_id / "samples" / f"{draw}.png", partial(shutil.copyfile, source))
+        with atomic_write(root / prompt_id / "samples" / f"{draw}.png") as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def official_row(sample: Sample, score: Score, filename: str) -> dict[str, Any]:
