@@ -78,8 +78,8 @@ class Trace:
         self.calls.append((above and _place(above), callee))
 
 
-def tiny_run(folder: Path, *, backbone: str = "show-o-tiny", method: str = "sft") -> tuple[Trace, Trace]:
-    """Follow a run of two updates and a few images and answers.
+def tiny_run(folder: Path, *, backbone: str = "show-o-tiny", method: str = "segros") -> tuple[Trace, Trace]:
+    """Follow a run of two updates and a few images and answers, to its leaderboard.
 
     Args:
         folder: Where the run folders go.
@@ -94,6 +94,8 @@ def tiny_run(folder: Path, *, backbone: str = "show-o-tiny", method: str = "sft"
     from segros_eval.pipeline.preflight import check_plan
     from segros_eval.pipeline.progress import Silent
     from segros_eval.pipeline.runner import run_plan
+    from segros_eval.reporting.leaderboard import load_results, render
+    from segros_eval.reporting.published import load_reference
 
     overrides = FEW if method != "none" else FEW[-1:]
     request = Request((method,), (backbone,), ("compbench", "pope"), overrides=overrides, limit=2)
@@ -104,6 +106,7 @@ def tiny_run(folder: Path, *, backbone: str = "show-o-tiny", method: str = "sft"
     with carrying_out.follow():
         assert check_plan(plan, out=folder, device="cpu") == []
         outcomes = run_plan(plan, out=folder, device="cpu", listener=Silent())
+        render(load_results(folder), load_reference(), fmt="md")
     assert all(outcome.result is not None for outcome in outcomes), [outcome.failure for outcome in outcomes]
     return planning, Trace([*planning.calls, *carrying_out.calls])
 
