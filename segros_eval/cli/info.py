@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from segros_eval.cli.console import Tasks, declared, emit, out, write_document
-from segros_train.errors import PrerequisiteError, unknown_name
+from segros_train.errors import PrerequisiteError, chosen
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -148,17 +148,14 @@ def explain(
     from segros_train.files import atomic_write
 
     catalog = declared(tasks)
-    if backbone not in catalog.backbones:
-        raise unknown_name("backbone", backbone, catalog.backbones)
-    if method not in catalog.methods:
-        raise unknown_name("method", method, catalog.methods)
-    decides = catalog.methods[method].method
+    card = chosen("backbone", backbone, catalog.backbones)
+    decides = chosen("method", method, catalog.methods).method
     if decides is None:
         raise PrerequisiteError(f"Method {method!r} trains nothing, so there is nothing to explain.")
     if problems := list(check_device(device)):
         raise PrerequisiteError.of(problems)
     picture = _read(image)
-    model = loading.load(catalog.backbones[backbone], device=local_device() if device == "auto" else device).eval()
+    model = loading.load(card, device=local_device() if device == "auto" else device).eval()
     drawn = draw(model, picture, caption, decides, seed=seed)
     with atomic_write(file) as temporary:
         drawn.save(temporary, format="PNG")

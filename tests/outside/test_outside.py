@@ -88,7 +88,8 @@ def test_a_benchmark_of_photographs_from_outside_is_scored_and_has_a_table_of_it
     assert list(cell["metrics"]) == ["accuracy", "red", "green", "blue"]
     (row,) = [row for row in rows_of_leaderboard(segros) if row["metric"] == "accuracy"]
     assert row["value"] == cell["metrics"]["accuracy"]
-    assert "pixels-photo" in segros("leaderboard", "--format", "md", "--folder", "none").lower()
+    assert "pixels-photo" in segros("leaderboard", "--format", "md", "--folder", "none")
+    assert "accuracy" in segros("compare", *added(BENCHMARK), cell["folder"], cell["folder"])
 
 
 def test_a_family_from_outside_is_trained_draws_answers_and_stands_on_the_leaderboard(segros: Segros) -> None:
