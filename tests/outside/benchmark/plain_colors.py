@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from segros_eval.benchmarks.base import Metric, Sample, Score, Tools, World
 from segros_eval.benchmarks.kinds import ImageBenchmark
@@ -21,6 +21,9 @@ class PlainColors(ImageBenchmark):
     Attributes:
         images_per_prompt: Draws of each prompt.
     """
+
+    version: ClassVar[int] = 1
+    """Raised when what is asked, or how it is scored, changes numbers."""
 
     images_per_prompt: int = 2
 
