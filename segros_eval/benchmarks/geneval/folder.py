@@ -28,7 +28,6 @@ from segros_train.files import atomic_write, content_key, write_text
 
 __all__ = [
     "folder_prompts",
-    "official_row",
     "read_geneval_folder",
     "write_geneval_folder",
 ]
@@ -113,30 +112,6 @@ def write_geneval_folder(root: Path, images: Iterable[tuple[Sample, Path]]) -> N
         write_text(root / prompt_id / _RECORD_FILE, record)
         with atomic_write(root / prompt_id / "samples" / f"{draw}.png") as temporary:
             shutil.copyfile(source, temporary)
-
-
-def official_row(sample: Sample, score: Score, filename: str) -> dict[str, Any]:
-    """Return the row of a scored image in the official results file.
-
-    Args:
-        sample: The sample, with the official record as metadata.
-        score: Its score.
-        filename: Path of the image below the root.
-
-    Raises:
-        ValueError: If the image is unscored, which the official file cannot say.
-    """
-    if score.value is None:
-        raise ValueError(f"{score.item_id} is unscored ({score.reason}): the official results file has no row for it.")
-    return {
-        "filename": filename,
-        "tag": sample.metadata["tag"],
-        "prompt": sample.prompt,
-        "correct": bool(score.value),
-        "reason": score.reason,
-        "metadata": json.dumps(dict(sample.metadata)),
-        "details": json.dumps(score.raw["kept"]),
-    }
 
 
 def _prompt_directories(root: Path) -> list[Path]:
