@@ -83,6 +83,7 @@ def training_modules(card: BackboneCard, method: Any) -> tuple[str, ...]:
         "segros_train.training.loop",
         *readers,
         "segros_train.backbones.loading",
+        type(card.config).__module__,
         family_module(card),
     )
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from segros_eval.cli import app
 from segros_eval.pipeline.catalog import find_tasks, load_catalog
 from segros_eval.pipeline.keys import weights_digest
+from segros_eval.pipeline.reuse import code_of, evaluation_modules, training_modules
 from segros_train.files import file_sha256
 
 HERE = Path(__file__).parent
@@ -124,3 +125,12 @@ def test_the_weights_that_lie_beside_a_family_are_part_of_its_keys() -> None:
     folder = FAMILY / "weights" / "pixels"
     assert found == {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
     assert len(found) == 3
+
+
+def test_the_modules_beside_a_declaration_are_part_of_the_code_that_decides_on_reuse() -> None:
+    catalog = load_catalog(find_tasks(), METHOD, BENCHMARK, FAMILY)
+    card, method = catalog.backbones["pixels"], catalog.methods["random-hints"].method
+    evaluator = catalog.evaluators["plain-colors"].evaluator
+    code = code_of(*training_modules(card, method), *evaluation_modules(evaluator))
+    for name in ("random_hints", "plain_colors", "pixels.config", "pixels.loading", "pixels.adapter"):
+        assert [module for module in code.sources if module.endswith(f".{name}")] != [], name
