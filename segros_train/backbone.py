@@ -107,6 +107,8 @@ class Backbone(nn.Module, ABC):
 
     card: BackboneCard
     realisation: Realisation
+    last_steps: int = 0
+    """How many iterations of a draw to carry out, the last ones: what counting its memory needs; 0 for all."""
 
     @abstractmethod
     def encode(self, batch: GenerationBatch) -> Encoded:

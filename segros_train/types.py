@@ -185,7 +185,7 @@ class GenerationSettings:
         cfg_scale: Classifier-free guidance; 1.0 switches it off.
         cfg_schedule: How the guidance grows over the iterations.
         temperature: Scale of the sampling noise.
-        batch_size: Images drawn at once; changes speed only, never an image.
+        batch_size: Images drawn at once, which changes speed only, never an image; None for what the device holds.
         options: Settings that only one family knows.
     """
 
@@ -193,7 +193,7 @@ class GenerationSettings:
     cfg_scale: float = 3.0
     cfg_schedule: Literal["constant", "linear"] = "constant"
     temperature: float = 1.0
-    batch_size: int = 32
+    batch_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

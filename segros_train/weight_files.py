@@ -65,7 +65,7 @@ def read_weight_file(path: Path, *, ignored: Iterable[str] = (), remedy: str = "
     except _DAMAGE as error:
         if is_out_of_memory(error):
             raise
-        raise PrerequisiteError(f"Cannot read the weights {path}: {_reason(error)} {remedy}") from error
+        raise PrerequisiteError(f"Cannot read the weights {path}: {_reason(error)}", remedy) from error
 
 
 def open_weight_file(path: Path, *, remedy: str) -> Any:
@@ -79,7 +79,7 @@ def open_weight_file(path: Path, *, remedy: str) -> Any:
     except _DAMAGE as error:
         if is_out_of_memory(error):
             raise
-        raise PrerequisiteError(f"Cannot read the weights {path}: {_reason(error)} {remedy}") from error
+        raise PrerequisiteError(f"Cannot read the weights {path}: {_reason(error)}", remedy) from error
 
 
 class _Inert:
@@ -97,9 +97,9 @@ def _reason(error: BaseException) -> str:
     """Say in a sentence what was wrong; torch's own advice to trust a file is left out."""
     text = str(error)
     if refused := _REFUSED_NAME.search(text):
-        return f"it asks for {refused[1]}, which is no part of weights, and nothing of it was run."
+        return f"it asks for {refused[1]}, which is no part of weights, and nothing of it was run"
     told = text.rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
     told = told.splitlines()[0].partition(". ")[0].rstrip(".")
     if isinstance(error, pickle.UnpicklingError):
-        return f"it is no pickle of weights, and nothing of it was run ({told})."
-    return f"{told}."
+        return f"it is no pickle of weights, and nothing of it was run ({told})"
+    return told

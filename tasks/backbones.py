@@ -244,7 +244,7 @@ show_o_256 = BackboneCard(
     config=ShowoConfig(),
     world="photo",
     image_size_px=256,
-    settings=GenerationSettings(num_steps=50, cfg_scale=6.0, batch_size=8),
+    settings=GenerationSettings(num_steps=50, cfg_scale=6.0),
     recipe="show-o-256",
     data="midjourney-v6",
     weights=(
@@ -261,7 +261,6 @@ show_o_512 = replace(
     name="show-o-512",
     title="Show-o-512",
     image_size_px=512,
-    settings=GenerationSettings(num_steps=50, cfg_scale=6.0, batch_size=4),
     recipe="show-o-512",
     weights=(
         WeightFile(role="model", repo="showlab/show-o-w-clip-vit-512x512"),

@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from segros_train.backbone import Backbone
     from segros_train.types import GenerationSettings
 
-__all__ = ["BatchSize", "Shard", "answer_questions", "ask", "draw_images", "thin"]
+__all__ = ["BATCH_SIZE", "BatchSize", "Shard", "answer_questions", "ask", "draw_images", "thin"]
 
 Item = TypeVar("Item")
 Advance = Callable[[int], None]
+
+BATCH_SIZE = 32
+"""Responses made at once where neither the settings nor a count of the device say how many."""
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from segros_eval.benchmarks.base import Interval, Picture, Result, Sample, Score
 from segros_eval.benchmarks.images import read_image
 from segros_eval.benchmarks.lmms_eval import LmmsTask, missing_harness
 from segros_eval.benchmarks.vqa.pictures import Joined
-from segros_eval.pipeline.generate import BatchSize, answer_questions
+from segros_eval.pipeline.generate import BATCH_SIZE, BatchSize, answer_questions
 from segros_eval.pipeline.store import AnswerStore, write_result, write_scores
 from segros_train.errors import PrerequisiteError
 
@@ -153,7 +153,7 @@ def harness_cell(
     name, evaluator = cell.task.name, cell.task.evaluator
     assert isinstance(evaluator, LmmsTask)
     store = partial(AnswerStore, folder / "responses" / f"{name}.jsonl", backbone_key=stage.key)
-    batch_size, began = stage.settings.batch_size, time.monotonic()
+    batch_size, began = stage.settings.batch_size or BATCH_SIZE, time.monotonic()
     with listener.phase(f"answer  {name}: {stage.task.name} on {stage.card.name}, seed {stage.seed}", None) as tell:
         found = run_harness(backbone, evaluator, store=store, batch_size=batch_size, limit=cell.limit, advance=tell)
     unscored = sum(score.status == "unscored" for score in found.scores)

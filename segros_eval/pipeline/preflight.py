@@ -10,8 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from segros_eval.pipeline.generate import ask
 from segros_eval.pipeline.keys import shipped_weights
 from segros_eval.pipeline.plan import Cell, RunPlan, Stage
@@ -20,6 +18,7 @@ from segros_train.backbones.loading import family_of
 from segros_train.errors import PrerequisiteError, Problem
 from segros_train.files import data_folder, segros_home
 from segros_train.types import BackboneCard, DataCard
+from segros_train.weight_files import open_weight_file
 
 __all__ = [
     "Cost",
@@ -126,12 +125,12 @@ def damaged(checkpoint: Path) -> list[Problem]:
     weights = sorted(checkpoint.glob("*.safetensors"))
     if not weights:
         return [Problem(f"Checkpoint {checkpoint} is incomplete: it holds no safetensors file", remedy)]
-    problems = []
+    problems: list[Problem] = []
     for path in weights:
         try:
-            _num_numbers(path)
-        except (SafetensorError, OSError) as error:
-            problems.append(Problem(f"{path} is damaged: {error}", remedy))
+            _num_numbers(path, remedy=remedy)
+        except PrerequisiteError as error:
+            problems += error.problems
     return problems
 
 
@@ -142,7 +141,7 @@ def missing_data(card: DataCard, *, dialogues: bool = True) -> list[Problem]:
         card: The data.
         dialogues: Whether its dialogues are needed.
     """
-    problems = []
+    problems: list[Problem] = []
     if dialogues and card.instruction is None:
         remedy = "Train without the i2t loss (--set i2t_weight=0), or choose other data with --data."
         problems.append(Problem(f"Training data {card.name} has no dialogues for the i2t loss", remedy))
@@ -167,9 +166,9 @@ def num_weights(card: BackboneCard) -> int | None:
     return None if folder is None else sum(_num_numbers(path) for path in folder.glob("*.safetensors"))
 
 
-def _num_numbers(path: Path) -> int:
+def _num_numbers(path: Path, *, remedy: str = "Reinstall segros.") -> int:
     """Count the numbers in a safetensors file by its header alone."""
-    with safe_open(path, "np") as file:
+    with open_weight_file(path, remedy=remedy) as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
 
 

@@ -64,6 +64,7 @@ def run_provenance(
     *,
     source: Path | None,
     training: Mapping[str, Any],
+    drawing: Mapping[str, Any],
     device: str,
     code: str | None,
     seconds: Mapping[str, float],
@@ -75,6 +76,7 @@ def run_provenance(
         cell: The evaluation.
         source: Its checkpoint; None for the base.
         training: What training took.
+        drawing: Images at once and peak memory where they were counted.
         device: Torch device.
         code: Digest of the code that it ran through.
         seconds: What each phase took.
@@ -96,6 +98,7 @@ def run_provenance(
         "optimizer_steps": recipe.optimizer_steps if recipe else 0,
         "micro_steps": recipe.micro_steps if recipe else 0,
         "training": dict(training),
+        "drawing": dict(drawing),
         "settings": plain(stage.settings),
         "evaluator": plain(cell.task.evaluator),
         "code": code,

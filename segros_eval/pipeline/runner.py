@@ -14,13 +14,13 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from segros_eval.benchmarks.base import EvalTask, Result, Sample
 from segros_eval.benchmarks.kinds import QuestionBenchmark
-from segros_eval.pipeline.generate import BatchSize, Shard, answer_questions, ask, draw_images
+from segros_eval.pipeline.generate import BATCH_SIZE, BatchSize, Shard, answer_questions, ask, draw_images
 from segros_eval.pipeline.judges import Judges
 from segros_eval.pipeline.keys import plain
 from segros_eval.pipeline.lock import held
@@ -159,7 +159,8 @@ class _Model:
         self.device = local_device() if device == "auto" else device
         self.ranks = Ranks.here()
         self.training: dict[str, Any] = {}
-        self.batch_sizes = {kind: BatchSize(stage.settings.batch_size) for kind in ("image", "answer")}
+        self.drawing: dict[str, Any] = {}
+        self.answers_at_once = BatchSize(stage.settings.batch_size or BATCH_SIZE)
         source = stage.checkpoint
         if stage.trains:
             source, self.training = train_stage(stage, folder, self.device, listener)
@@ -182,6 +183,18 @@ class _Model:
                 tell(1)
         return self._backbone
 
+    @cached_property
+    def images_at_once(self) -> BatchSize:
+        """How many images are drawn at once: what the settings say, else what the count says that a GPU holds."""
+        from segros_train.training.fitting import fitting_batch
+
+        settings = self.stage.settings
+        chosen = fitting_batch(self.backbone, settings, self.device)
+        if chosen is not None:
+            self.listener.note(f"Drawing {chosen.batch_size} images at once: {chosen.peak / 2**30:.0f} GiB, counted.")
+            self.drawing = dataclasses.asdict(chosen)
+        return BatchSize(settings.batch_size or (BATCH_SIZE if chosen is None else chosen.batch_size))
+
     def provenance(self, cell: Cell, seconds: Mapping[str, float]) -> dict[str, Any]:
         """Return what a result of this stage says of its origin."""
         return run_provenance(
@@ -189,6 +202,7 @@ class _Model:
             cell,
             source=self.source,
             training=self.training,
+            drawing=self.drawing,
             device=self.device,
             code=digest_of(self.folder / "evals" / cell.task.name),
             seconds=seconds,
@@ -229,8 +243,8 @@ def train_stage(stage: Stage, folder: Path, device: str, listener: Listener) -> 
         PrerequisiteError: If weights or data are missing, or the loss is not finite.
     """
     from segros_train.training.checkpoint import newest_checkpoint
+    from segros_train.training.fitting import fitting
     from segros_train.training.loop import train
-    from segros_train.training.memory import fitting
 
     assert stage.recipe is not None and stage.task.method is not None and stage.data is not None
     # Several processes find the checkpoint together, in the loop: looking for it also clears away drafts.
@@ -339,7 +353,7 @@ def _draw(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[lis
     if images.missing(model.shard.of(samples)):
         backbone = model.backbone
         with model.listener.phase(f"draw  {task.name}: {_title(stage)}", len(samples)) as tell:
-            size, shard = model.batch_sizes["image"], model.shard
+            size, shard = model.images_at_once, model.shard
             refused = draw_images(
                 backbone, samples, images, settings=stage.settings, batch_size=size, advance=tell, shard=shard
             )
@@ -365,7 +379,7 @@ def _answer(model: _Model, task: EvalTask, samples: Sequence[Sample]) -> tuple[l
                 samples,
                 answers,
                 max_new_tokens=max_new_tokens,
-                batch_size=model.batch_sizes["answer"],
+                batch_size=model.answers_at_once,
                 advance=tell,
                 shard=model.shard,
             )

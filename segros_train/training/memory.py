@@ -1,8 +1,9 @@
-"""Peak device memory of a training step and of drawing, counted without a device.
+"""Peak device memory of what the code computes, counted without a device.
 
 The real code runs on fake tensors, which have a shape and no values, while every storage that an operator makes is
 counted until it is freed. What stands for a GPU here: attention keeps what CUDA's fused kernels keep (queries, keys,
-values, output and one number a row), autocast computes norms and sums in float32, and dropout keeps a bool mask.
+values, output and one number a row), autocast computes norms and sums in float32, dropout keeps a bool mask, and a
+convolution over several cells reads and writes copies with channels last, as cuDNN's kernels for tensor cores do.
 Integers, masks and small tensors are real, so that indices and counts can be read; where one would follow from fake
 values, an order is drawn by chance and anything else is zero.
 """
@@ -13,9 +14,8 @@ import copy
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,33 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from segros_train.draws import Draws
-from segros_train.errors import PrerequisiteError
-from segros_train.training.objective import Objective
-from segros_train.types import GenerationBatch, InstructionBatch, Turn
-
-if TYPE_CHECKING:
-    from segros_train.backbone import Backbone
-    from segros_train.method import Method
-    from segros_train.types import Checkpointing, Recipe
-
-__all__ = [
-    "Choice",
-    "Count",
-    "OverLimitError",
-    "choose_checkpointing",
-    "counting",
-    "fake_twin",
-    "fitting",
-    "training_peak",
-]
-
-CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "blocks", "all")
-"""From the fastest to the one that takes least memory."""
-CONTEXT_BYTES = 2**30
-"""CUDA's context and the libraries' workspaces, which no tensor shows: an estimate, not measured here."""
-SHARE = 0.95
-"""Share of a device that may be planned with; the rest is for blocks that the allocator cannot use whole."""
+__all__ = ["Count", "OverLimitError", "counting", "fake_twin"]
 
 aten = torch.ops.aten
 
@@ -151,9 +125,17 @@ class Count(TorchDispatchMode):
 
         self._seen[key] = weakref.ref(storage, freed)
         self.live += size
-        self.peak = max(self.peak, self.live)
-        if self.live > self.limit:
-            raise OverLimitError(f"{self.live} bytes stand, {self.limit} were allowed.")
+        self.reach(self.live)
+
+    def reach(self, size: int) -> None:
+        """Note that so many bytes stand.
+
+        Raises:
+            OverLimitError: If they are more than the limit.
+        """
+        self.peak = max(self.peak, size)
+        if size > self.limit:
+            raise OverLimitError(f"{size} bytes stand, {self.limit} were allowed.")
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Make a fake tensor, counted."""
@@ -183,10 +165,14 @@ class Count(TorchDispatchMode):
     def _on_fakes(self, func: Any, name: str, tensors: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
         if name == "_local_scalar_dense":
             return {torch.bool: False}.get(tensors[0].dtype, 1)
+        if name == "exponential_":  # On fakes it takes no generator.
+            return args[0]
         if name in ("index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"):
             args = (args[0], _as_places(args[1]), *args[2:])
         with self.fake:
             out = func(*args, **kwargs)
+        if name == "convolution" and args[8] == 1 and math.prod(args[1].shape[2:]) > 1:
+            self.reach(self.live + out.nbytes + args[0].nbytes)
         if name in ("sort", "topk", "argsort"):
             values, indices = out
             order = torch.rand(tensors[0].shape).argsort(dim=-1)[..., : indices.shape[-1]]
@@ -236,105 +222,3 @@ def fake_twin(module: nn.Module, count: Count) -> nn.Module:
         if buffer.numel() > REAL_ELEMENTS or buffer.device.type != "cpu":
             memo[id(buffer)] = count.empty(buffer.shape, buffer.dtype)
     return copy.deepcopy(module, memo)
-
-
-def training_peak(backbone: Backbone, method: Method, recipe: Recipe, *, limit: float = math.inf) -> int:
-    """Return the most bytes that stand during one micro-step, losses taken back one after the other.
-
-    Args:
-        backbone: Any built backbone, on any device or none; it is left as it is.
-        method: What decides the supervision.
-        recipe: Its micro-batch and `checkpointing` count, None as `"none"`; its precision is taken to be bf16.
-        limit: Bytes that are too many, so that counting need not go on.
-
-    Raises:
-        OverLimitError: If more than `limit` stand.
-    """
-    with counting() as count:
-        count.limit = limit - CONTEXT_BYTES
-        twin: Any = fake_twin(backbone, count).train()
-        twin.set_checkpointing(recipe.checkpointing or "none")
-        trained = [p for p in twin.parameters() if p.requires_grad]
-        moments = [count.empty(p.shape, p.dtype) for p in trained for _ in range(2)]
-        recipe = replace(recipe, precision="bf16")
-        if recipe.accumulation > 1:
-            for p in trained:
-                p.grad = count.empty(p.shape, p.dtype)
-        batches = [batch for batch in _batches(twin, recipe, count) if batch is not None]
-        count.peak = count.live
-        objective = Objective(twin, method, recipe, seed=0)
-        for batch in batches:
-            loss = objective(batch, 0) / recipe.accumulation
-            # The plain call of the engine: `backward` would leave the modes off while blocks are computed again.
-            torch.autograd.Variable._execution_engine.run_backward(
-                (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
-            )
-        del moments
-    return count.peak + CONTEXT_BYTES
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is recomputed in training, and the most bytes that then stand on the device."""
-
-    checkpointing: Checkpointing
-    peak: int
-
-
-def choose_checkpointing(backbone: Backbone, method: Method, recipe: Recipe, *, capacity: int) -> Choice:
-    """Return the fastest way to train within a device's memory: what recomputes least.
-
-    Args:
-        backbone: As for `training_peak`.
-        method: What decides the supervision.
-        recipe: Its `checkpointing` is not read.
-        capacity: Bytes of the device.
-
-    Raises:
-        PrerequisiteError: If even recomputing all that can be takes more.
-    """
-    for checkpointing in CHECKPOINTING:
-        with suppress(OverLimitError):
-            peak = training_peak(backbone, method, replace(recipe, checkpointing=checkpointing), limit=SHARE * capacity)
-            return Choice(checkpointing, peak)
-    ways = (
-        f"--set recipe.batch_size={max(1, recipe.batch_size // 2)} --set recipe.accumulation={2 * recipe.accumulation}"
-    )
-    raise PrerequisiteError(
-        f"Training {backbone.card.title} at a micro-batch of {recipe.batch_size} takes more than "
-        f"{SHARE * capacity / 2**30:.1f} GiB with everything recomputed, and the device has {capacity / 2**30:.1f}: "
-        f"take {ways}."
-    )
-
-
-def fitting(backbone: Backbone, method: Method, recipe: Recipe) -> tuple[Recipe, Choice | None]:
-    """Return a recipe that says what to recompute, and how that was chosen; a CPU, and a recipe that says, as it is.
-
-    Raises:
-        PrerequisiteError: If nothing fits the GPU that holds the backbone.
-    """
-    device = next(backbone.parameters()).device
-    if recipe.checkpointing is not None or device.type != "cuda":
-        return recipe, None
-    capacity = torch.cuda.get_device_properties(device).total_memory
-    choice = choose_checkpointing(backbone, method, recipe, capacity=capacity)
-    return replace(recipe, checkpointing=choice.checkpointing), choice
-
-
-def _batches(backbone: Any, recipe: Recipe, count: Count) -> tuple[GenerationBatch, InstructionBatch | None]:
-    """Make a micro-batch of each task: captions of about 60 words, dialogues of 15 and 60."""
-    side = backbone.card.image_size_px
-    caption = " ".join(["a red circle and a blue square ,"] * 9)
-    question, answer = " ".join(["what is the red circle"] * 3), " ".join(["a red circle and a blue square ,"] * 9)
-    size = recipe.batch_size
-    images = count.empty((size, 3, side, side), torch.float32)
-    ids, draws = tuple(map(str, range(size))), Draws(0, 0, tuple(range(size)))
-    generation = GenerationBatch(images, (caption,) * size, ids, draws)
-    if recipe.i2t_weight <= 0:
-        return generation, None
-    size = recipe.i2t_batch_size or size
-    prepare = backbone.image_transform("understanding")
-    side = prepare.size_px
-    images = count.empty((size, 3, side, side), torch.float32)
-    turns = ((Turn(question, answer),),) * size
-    return generation, InstructionBatch(images, turns, tuple(map(str, range(size))))

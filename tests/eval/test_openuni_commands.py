@@ -129,7 +129,7 @@ def test_a_cache_is_refused_where_crops_are_random_and_where_it_is_missing(segro
 def test_the_crop_is_part_of_the_key_and_the_cache_is_not(segros: Segros) -> None:
     keys = []
     for options in ((), FIXED, (*FIXED, "--latents")):
-        arguments = ("--method", "sft", "--backbone", "openuni-tiny", "--data", "pictures", *options)
+        arguments = ("--method", "sft", "--backbone", "openuni-tiny", *MINE, *options)
         done = segros("train", *arguments, "--dry-run", "--json")
         keys.append(json.loads(done.stdout)["plan"][0]["key"])
     assert keys[0] != keys[1] == keys[2]

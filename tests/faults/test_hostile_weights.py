@@ -23,6 +23,7 @@ from pretraining import fitting, scenes
 from segros_eval.benchmarks.dpgbench.mplug import answerer
 from segros_eval.benchmarks.dpgbench.mplug.files import FILES, WEIGHTS, mplug_folder
 from segros_eval.benchmarks.geneval.detector import colors, mmdet_worker, weights
+from segros_eval.pipeline import preflight
 from segros_eval.pipeline.catalog import load_catalog
 from segros_train import weight_files
 from segros_train.backbones.common import pretrained
@@ -124,6 +125,7 @@ READERS: Mapping[str, tuple[Reader, ...]] = {
         Reader("items-00000.safetensors", encode_latents),
         Reader("items-00000.safetensors", read_latents),
     ),
+    "segros_eval/pipeline/preflight.py:_num_numbers": (Reader("a.safetensors", preflight._num_numbers),),
     "segros_train/weight_files.py:open_weight_file": (
         Reader("a.safetensors", lambda path: weight_files.open_weight_file(path, remedy="")),
     ),

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from segros_eval.pipeline.catalog import Catalog, load_catalog
 from segros_train.backbone import Backbone
+from segros_train.backbones.common.precision import WeightTypes
 from segros_train.types import BackboneCard
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
@@ -39,7 +40,19 @@ def empty_backbone(name: str, folder: Path) -> Backbone:
     path = tokenizer_file(folder)
     build = {"harmon": _harmon, "showo": _showo, "openuni": _openuni}[card.family]
     with init_empty_weights(include_buffers=False):
-        return build(card, path)
+        backbone = build(card, path)
+    if card.family == "harmon":
+        backbone.model.llm.tie_weights()  # Outside: making a parameter empty unties it.
+    return backbone
+
+
+def for_drawing(backbone: Backbone) -> Backbone:
+    """Give the weights of an empty backbone the types in which they are read for drawing on a GPU."""
+    model = backbone.get_submodule("model")
+    types = WeightTypes(model, "bf16", device="cpu", autoencoder="vq" if hasattr(model, "vq") else "vae")
+    for name, weight in model.named_parameters():
+        weight.data = weight.data.to(types[name])
+    return backbone
 
 
 def _harmon(card: BackboneCard, path: Path) -> Backbone:
@@ -48,7 +61,6 @@ def _harmon(card: BackboneCard, path: Path) -> Backbone:
     from segros_train.backbones.harmon.prompts import HarmonTokenizer
 
     model = HarmonModel(card.config)
-    model.llm.tie_weights()
     return Harmon(card, model, HarmonTokenizer.from_file(path))
 
 

@@ -211,7 +211,7 @@ def draw(
     unknown = sorted(set(settings.options) - set(OPTIONS))
     if len(prompts) != len(seeds) or unknown:
         raise ValueError(f"{len(prompts)} prompts with {len(seeds)} seeds; unknown options: {unknown or 'none'}.")
-    size = settings.batch_size
+    size = settings.batch_size or max(1, len(prompts))
     return (
         image
         for start in range(0, len(prompts), size)
@@ -246,5 +246,5 @@ def _draw_batch(
             grid=(side, side),
             attention=backbone.realisation.attention,
         )
-        latents = sampler.run(plan, drawn, temperature=settings.temperature)
+        latents = sampler.run(plan[-backbone.last_steps :], drawn, temperature=settings.temperature)
     return decoded(latents, model.decode_latents, size_px=backbone.card.image_size_px)

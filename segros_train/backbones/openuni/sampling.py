@@ -231,7 +231,8 @@ def _centre(image: Image) -> Image:
 
 
 def _parts(count: int, settings: GenerationSettings) -> Iterator[slice]:
-    return (slice(start, start + settings.batch_size) for start in range(0, count, settings.batch_size))
+    size = settings.batch_size or max(1, count)
+    return (slice(start, start + size) for start in range(0, count, size))
 
 
 def _inference(backbone: OpenUni, settings: GenerationSettings) -> AbstractContextManager[None]:
@@ -252,7 +253,7 @@ def _images(
         conditions,
         conditions[:1] if empty is None else empty,
         settings.temperature * noise,
-        num_steps=settings.num_steps,
+        num_steps=backbone.last_steps or settings.num_steps,
         cfg_scale=settings.cfg_scale,
     )
     return decoded(latents, backbone.model.decode_latents, size_px=backbone.card.image_size_px)

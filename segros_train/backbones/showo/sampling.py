@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -246,8 +245,8 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
 
     Source: showlab/Show-o inference_t2i.py @ 45a5a2de
     """
-    levels = (torch.clamp((pixels.float() + 1) / 2, 0, 1) * 255).permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
-    return [Image.fromarray(level) for level in levels]
+    levels = (torch.clamp((pixels.float() + 1) / 2, 0, 1) * 255).permute(0, 2, 3, 1).to("cpu", torch.uint8)
+    return [Image.fromarray(level.numpy()) for level in levels]
 
 
 def draw(
@@ -263,7 +262,7 @@ def draw(
         raise ValueError(f"{len(prompts)} prompts with {len(seeds)} seeds; unknown options: {unknown or 'none'}.")
     if settings.cfg_schedule != "constant":
         raise ValueError(f"Show-o's guidance is constant, asked for {settings.cfg_schedule!r}.")
-    size = settings.batch_size
+    size = settings.batch_size or max(1, len(prompts))
     return (
         image
         for start in range(0, len(prompts), size)
@@ -298,7 +297,7 @@ def _draw_batch(
             use_cache=settings.options.get("prompt_cache", True),
         )
         cells = torch.full((len(prompts), side * side), -1, device=backbone.device)
-        for done in sampler.run(plan, cells, noise, guidance=guidance):
+        for done in sampler.run(plan[-backbone.last_steps :], cells, noise, guidance=guidance):
             codes = done.codes
         codes = codes.unflatten(1, (side, side))
         return decoded(codes, model.decode_codes, size_px=backbone.card.image_size_px, images=to_images)

@@ -1,4 +1,4 @@
-"""Every backbone trains with every method of the paper at Table 7's micro-batch on one card of 80 GB, counted."""
+"""Every backbone trains at Table 7's micro-batch, and draws, on one card of 80 GB, counted."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from full_size import NAMES, catalog, empty_backbone
+from full_size import NAMES, catalog, empty_backbone, for_drawing
 
 from segros_train.errors import PrerequisiteError
-from segros_train.training.memory import choose_checkpointing, training_peak
+from segros_train.training.fitting import choose_batch, choose_checkpointing, drawing_peak, training_peak
 
 CARD = int(79.2 * 2**30)
 """What an H100 with 80 GB lets a process have."""
@@ -31,6 +31,27 @@ def test_a_full_size_backbone_trains_with_every_method_on_one_card(
         peaks[method] = choice.peak
         record_property(method, f"{choice.checkpointing}: {choice.peak / 2**30:.1f} GiB")
     assert max(peaks.values()) <= LIMIT, {method: f"{peak / 2**30:.1f} GiB" for method, peak in peaks.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_size_backbone_draws_the_batch_that_one_card_holds(
+    name: str, tmp_path: Path, record_property: pytest.RecordProperty
+) -> None:
+    backbone = for_drawing(empty_backbone(name, tmp_path))
+    chosen = choose_batch(backbone, backbone.card.settings, capacity=CARD)
+    assert chosen is not None
+    record_property("drawing", f"{chosen.batch_size} images: {chosen.peak / 2**30:.1f} GiB")
+    assert chosen.peak <= LIMIT
+
+
+def test_a_smaller_device_draws_fewer_images_at_once(tmp_path: Path) -> None:
+    backbone = for_drawing(empty_backbone("show-o-256", tmp_path))
+    settings = backbone.card.settings
+    one = drawing_peak(backbone, settings, 1)
+    chosen = choose_batch(backbone, settings, capacity=int(1.5 * one))
+    assert chosen is not None and one <= chosen.peak <= 0.95 * 1.5 * one
+    assert chosen.batch_size < choose_batch(backbone, settings, capacity=CARD).batch_size
+    assert choose_batch(backbone, settings, capacity=one // 2) is None
 
 
 def test_recomputing_more_takes_less_memory(tmp_path: Path) -> None:
