@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 import math
 import time
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segros_train.files import append_jsonl, replace_file
+from segros_train.files import append_jsonl, atomic_write
 from segros_train.weight_files import RESTART, read_weight_file
 
 __all__ = ["PartRecipe", "Run", "fit", "run_of"]
@@ -159,4 +158,5 @@ def fit(
             state = {"model": modules.state_dict(), "step": done}
             if done < recipe.steps:
                 state["optimizer"] = optimizer.state_dict()
-            replace_file(path, functools.partial(torch.save, state))
+            with atomic_write(path) as draft:
+                torch.save(state, draft)

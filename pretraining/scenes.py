@@ -7,7 +7,6 @@ spread ones, that repeat their objects, and crowds of one kind.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from segros_train.data.shapes.world import (
     sample_scene,
     spread_scene,
 )
-from segros_train.files import replace_file
+from segros_train.files import atomic_write
 from segros_train.weight_files import RESTART, read_weight_file
 
 if TYPE_CHECKING:
@@ -180,7 +179,8 @@ def encoded_scenes(
     path = run.folder / "scenes.pt"
     if not path.exists():
         encoded = [vars(_encode(backbone, draw, run.count(number))) for draw, number in sets]
-        replace_file(path, functools.partial(torch.save, encoded))
+        with atomic_write(path) as draft:
+            torch.save(encoded, draft)
     return [EncodedScenes(**part) for part in read_weight_file(path, remedy=RESTART)]
 
 
@@ -218,7 +218,8 @@ def tokenizer_file(run: Run, build: Callable[[], Tokenizer]) -> Path:
     path = run.folder / "tokenizer.json"
     if not path.exists():
         built = build()
-        replace_file(path, lambda draft: built.save(str(draft)))
+        with atomic_write(path) as draft:
+            built.save(str(draft))
     return path
 
 

@@ -7,21 +7,24 @@ import errno
 import gc
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 __all__ = [
     "MEMORY_ERRORS",
     "MemoryShortageError",
     "PrerequisiteError",
     "Problem",
+    "chosen",
     "is_out_of_memory",
     "memory_shortage_named",
     "release_memory",
     "unknown_name",
 ]
+
+Value = TypeVar("Value")
 
 MEMORY_ERRORS = (MemoryError, RuntimeError, OSError)
 """The types that say that memory ran out, among much else; torch's own is a RuntimeError."""
@@ -118,6 +121,17 @@ def release_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def chosen(kind: str, name: str, known: Mapping[str, Value]) -> Value:
+    """Return what is declared under a name.
+
+    Raises:
+        PrerequisiteError: If nothing is; it names the nearest.
+    """
+    if name not in known:
+        raise unknown_name(kind, name, known)
+    return known[name]
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, asking: str = "") -> PrerequisiteError:

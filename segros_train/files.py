@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from segros_train.errors import PrerequisiteError
 
 __all__ = [
     "append_jsonl",
+    "atomic_write",
     "content_key",
     "data_folder",
     "file_sha256",
     "located",
     "read_jsonl",
-    "replace_file",
     "segros_home",
     "write_json",
     "write_text",
@@ -43,8 +44,9 @@ def data_folder(name: str) -> Path:
     return path if path.is_absolute() or path.is_dir() else segros_home() / "data" / name
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary neighbour of `path`, then put it in place at once.
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary neighbour of `path` to fill, then put it in place at once, as a context.
 
     Raises:
         PrerequisiteError: If the folder cannot be written.
@@ -59,7 +61,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     os.close(handle)
     temporary = Path(name)
     try:
-        write(temporary)
+        yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.chmod(0o644)
@@ -70,11 +72,8 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
-
-    def write(temporary: Path) -> None:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-    replace_file(path, write)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -89,7 +89,9 @@ def test_the_first_command_trains_every_method_of_the_papers_main_table() -> Non
     assert tuple(words[words.index("--method") + 1].split(",")) == load_catalog(ROOT / "tasks").main_methods
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONVENTIONS.md", "docs/architecture.md", "docs/decisions/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONVENTIONS.md", "docs/architecture.md", "docs/extend.md", "docs/decisions/README.md"]
+)
 def test_links_lead_to_files_of_the_repository(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)#]+)", text) if "://" not in target]

@@ -376,7 +376,7 @@ class EvalTask:
         title: Name in tables, e.g. `"GenEval"`.
         evaluator: The protocol with its options.
         worlds: Worlds it can run in.
-        data: Name of its data set for `segros data fetch`; None where only the embedded world is covered.
+        data: Name of its data set for `segros data fetch`; None where it reads none.
         paper: Where the published numbers stand, e.g. `"Table 1"`.
     """
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.text import Text
 
 from segros_eval.cli.console import FAILED, Tasks, declared, emit, err, out
-from segros_train.errors import PrerequisiteError, unknown_name
-from segros_train.files import read_jsonl, replace_file
+from segros_train.errors import PrerequisiteError, chosen, unknown_name
+from segros_train.files import atomic_write, read_jsonl
 
 if TYPE_CHECKING:
     from segros_eval.benchmarks.fetch import BenchmarkData
@@ -103,17 +102,13 @@ def encode(
     from segros_train.files import located
 
     catalog = declared(tasks)
-    if backbone not in catalog.backbones:
-        raise unknown_name("backbone", backbone, catalog.backbones)
-    card = catalog.backbones[backbone]
-    if (name or card.data) not in catalog.data:
-        raise unknown_name("data", name or card.data, catalog.data)
-    chosen = catalog.data[name or card.data]
-    problems = [*check_device(device), *missing_weights(card), *missing_data(chosen, dialogues=False)]
+    card = chosen("backbone", backbone, catalog.backbones)
+    images = chosen("data", name or card.data, catalog.data)
+    problems = [*check_device(device), *missing_weights(card), *missing_data(images, dialogues=False)]
     if problems:
         raise PrerequisiteError.of(problems)
-    source = open_generation(located(chosen.generation), seed=DATA_SEED, limit=limit)
-    folder = latents_folder(card, chosen)
+    source = open_generation(located(images.generation), seed=DATA_SEED, limit=limit)
+    folder = latents_folder(card, images)
     model = backbones.load(card, device=local_device() if device == "auto" else device)
     with err().status(f"{card.name}: {len(source):,} images") as status:
         count = _Count(lambda done: status.update(f"{card.name}: {done:,} of {len(source):,} images"))
@@ -150,7 +145,8 @@ def _benchmarks(name: str, catalog: Catalog) -> list[BenchmarkData]:
 def export(
     source: Annotated[Path, typer.Argument(help="A checkpoint (upstream) or a run folder (geneval).")],
     fmt: Annotated[
-        str, typer.Option("--format", help="upstream: weights under upstream's names. geneval: images as its scripts.")
+        Literal["upstream", "geneval"],
+        typer.Option("--format", help="upstream: weights under upstream's names. geneval: images as its scripts."),
     ] = "upstream",
     to: Annotated[Path | None, typer.Option("--to", help="File (upstream) or folder (geneval) to write.")] = None,
     tasks: Tasks = None,
@@ -158,10 +154,8 @@ def export(
     """Write weights or images in the form that the upstream projects read."""
     if fmt == "upstream":
         _export_weights(source, to, declared(tasks))
-    elif fmt == "geneval":
-        _export_images(source, to or source / "geneval", declared(tasks))
     else:
-        raise unknown_name("format", fmt, ("upstream", "geneval"))
+        _export_images(source, to or source / "geneval", declared(tasks))
 
 
 def _export_weights(source: Path, to: Path | None, catalog: Catalog) -> None:
@@ -171,13 +165,12 @@ def _export_weights(source: Path, to: Path | None, catalog: Catalog) -> None:
     from segros_train.backbones import loading as backbones
 
     checkpoint = checkpoint_in(source)
-    name = backbone_of(checkpoint)
-    if name not in catalog.backbones:
-        raise unknown_name("backbone", name, catalog.backbones)
-    backbone = backbones.load(catalog.backbones[name], source=checkpoint)
+    card = chosen("backbone", backbone_of(checkpoint), catalog.backbones)
+    backbone = backbones.load(card, source=checkpoint)
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in backbone.upstream_state().items()}
     target = to or Path(f"{backbone.card.name}-upstream.safetensors")
-    replace_file(target, partial(save_file, state))
+    with atomic_write(target) as temporary:
+        save_file(state, temporary)
     emit(f"written   {target}")
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from segros_eval.cli.console import Tasks, declared, emit, out, write_document
-from segros_train.errors import PrerequisiteError, unknown_name
+from segros_train.errors import PrerequisiteError, chosen
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -145,22 +145,20 @@ def explain(
     from segros_eval.pipeline.ranks import local_device
     from segros_eval.reporting.explain import explain as draw
     from segros_train.backbones import loading
-    from segros_train.files import replace_file
+    from segros_train.files import atomic_write
 
     catalog = declared(tasks)
-    if backbone not in catalog.backbones:
-        raise unknown_name("backbone", backbone, catalog.backbones)
-    if method not in catalog.methods:
-        raise unknown_name("method", method, catalog.methods)
-    decides = catalog.methods[method].method
+    card = chosen("backbone", backbone, catalog.backbones)
+    decides = chosen("method", method, catalog.methods).method
     if decides is None:
         raise PrerequisiteError(f"Method {method!r} trains nothing, so there is nothing to explain.")
     if problems := list(check_device(device)):
         raise PrerequisiteError.of(problems)
     picture = _read(image)
-    model = loading.load(catalog.backbones[backbone], device=local_device() if device == "auto" else device).eval()
+    model = loading.load(card, device=local_device() if device == "auto" else device).eval()
     drawn = draw(model, picture, caption, decides, seed=seed)
-    replace_file(file, lambda path: drawn.save(path, format="PNG"))
+    with atomic_write(file) as temporary:
+        drawn.save(temporary, format="PNG")
     emit(f"written  {file}")
 
 

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from segros_eval.cli.console import FAILED, Tasks, declared, emit, err, names, out, write_document
-from segros_eval.cli.judge import GpuMemory, JudgeFlags, MaxModelLen, Port, TensorParallel
-from segros_eval.judges.flags import given_flags
-from segros_train.errors import PrerequisiteError, unknown_name
+from segros_eval.cli.console import FAILED, Tasks, declared, emit, err, names, out, seeds_of, write_document
+from segros_eval.cli.judge import JudgeFlags, takes_judge_flags
+from segros_train.errors import PrerequisiteError, chosen, unknown_name
 from segros_train.files import segros_home, write_text
 
 if TYPE_CHECKING:
     from segros_eval.benchmarks.base import EvalTask, World
+    from segros_eval.pipeline.catalog import Catalog
+    from segros_eval.pipeline.paper import PaperTable
 
 __all__ = ["compare", "leaderboard", "paper", "report", "score"]
 
-FORMATS = ("md", "html", "csv", "json", "latex")
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of run folders.")]
 MaxUnscored = Annotated[
     float, typer.Option("--max-unscored", min=0, max=1, help="Allowed share of items without a value.")
 ]
 
 
+@takes_judge_flags
 def score(
     evaluator: Annotated[str, typer.Argument(help="Name of the evaluation, e.g. geneval.")],
     images: Annotated[Path, typer.Option("--images", help="Folder in the benchmark's official layout.")],
@@ -36,11 +37,7 @@ def score(
         typer.Option("--side-px", min=1, help="Size that images must have, in a grid each cell; else that of most."),
     ] = None,
     max_unscored: MaxUnscored = 0.0,
-    gpu_memory_utilization: GpuMemory = None,
-    tensor_parallel_size: TensorParallel = None,
-    max_model_len: MaxModelLen = None,
-    port: Port = None,
-    judge_flag: JudgeFlags = None,
+    judge_flags: JudgeFlags = None,
     tasks: Tasks = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
 ) -> None:
@@ -53,17 +50,10 @@ def score(
     from segros_eval.reporting.published import load_reference
     from segros_eval.reporting.terminal import show_result
 
-    task = _evaluator(declared(tasks).evaluators, evaluator)
+    task = chosen("evaluator", evaluator, declared(tasks).evaluators)
     shown = _world(task, images, world)
     data = segros_home() / "data" / task.data if task.data and shown == "photo" else None
-    flags = given_flags(
-        judge_flag,
-        gpu_memory_utilization=gpu_memory_utilization,
-        tensor_parallel_size=tensor_parallel_size,
-        max_model_len=max_model_len,
-        port=port,
-    )
-    with Judges(given=flags) as judges, open_tools(task, shown, judges=judges) as tools:
+    with Judges(given=judge_flags) as judges, open_tools(task, shown, judges=judges) as tools:
         with RichListener().phase(f"score  {task.name}: {images}", count_images(images)) as tell:
             scored = score_folder(task, images, tools=tools, world=shown, data=data, side_px=side_px, advance=tell)
     for fault in scored.faults:
@@ -79,7 +69,8 @@ def score(
 
 def leaderboard(
     fmt: Annotated[
-        str | None, typer.Option("--format", help="Print as md, html, csv, json or latex; left out, write the pages.")
+        Literal["md", "html", "csv", "json", "latex"] | None,
+        typer.Option("--format", help="Print in this format; left out, write the pages."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Say which pages are stale; write nothing.")] = False,
     add: Annotated[
@@ -93,10 +84,8 @@ def leaderboard(
     from segros_eval.reporting.published import load_reference
 
     if fmt is not None:
-        if fmt not in FORMATS:
-            raise unknown_name("format", fmt, FORMATS)
         results = load_results(folder / "results", *(add or ()), runs)
-        emit(render(results, load_reference(_own_reference(folder)), fmt=fmt))  # type: ignore[arg-type]
+        emit(render(results, load_reference(_own_reference(folder)), fmt=fmt))
         return
     if _own_reference(folder) is None:
         raise PrerequisiteError(
@@ -117,28 +106,26 @@ def leaderboard(
 def compare(
     a: Annotated[Path, typer.Argument(help="Run folder A.")],
     b: Annotated[Path, typer.Argument(help="Run folder B.")],
-    fmt: Annotated[str, typer.Option("--format", help="md or html.")] = "md",
+    fmt: Annotated[Literal["md", "html"], typer.Option("--format", help="What to print.")] = "md",
+    tasks: Tasks = None,
 ) -> None:
     """Tell two runs apart, item by item, with the uncertainty of the difference."""
-    from segros_eval.pipeline.catalog import load_catalog
     from segros_eval.reporting.compare import compare_runs
     from segros_eval.reporting.run_report import render_comparison
 
-    if fmt not in ("md", "html"):
-        raise unknown_name("format", fmt, ("md", "html"))
-    emit(render_comparison(compare_runs(a, b, load_catalog().evaluators), fmt=fmt))  # type: ignore[arg-type]
+    emit(render_comparison(compare_runs(a, b, declared(tasks).evaluators), fmt=fmt))
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    fmt: Annotated[str, typer.Option("--format", help="html writes a page into the run folder, md prints.")] = "html",
+    fmt: Annotated[
+        Literal["html", "md"], typer.Option("--format", help="html writes a page into the run folder, md prints.")
+    ] = "html",
 ) -> None:
     """Tell all about one run: numbers, failures, pictures, training curve, provenance."""
     from segros_eval.reporting.run_report import render_report
 
-    if fmt not in ("md", "html"):
-        raise unknown_name("format", fmt, ("md", "html"))
-    text = render_report(run, fmt=fmt)  # type: ignore[arg-type]
+    text = render_report(run, fmt=fmt)
     if fmt == "md":
         emit(text)
         return
@@ -156,46 +143,39 @@ def paper(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what --run would do.")] = False,
     runs: Runs = Path("runs"),
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda; with --run.")] = "auto",
+    tasks: Tasks = None,
 ) -> None:
     """Show a table of the paper: ours beside the published numbers."""
     from segros_eval.reporting.leaderboard import load_results, render_paper_table
     from segros_eval.reporting.published import load_reference
 
-    catalog = declared()
-    if table not in catalog.tables:
-        raise unknown_name("table", table, catalog.tables)
-    chosen = names(backbone)
-    for name in chosen:
-        if name not in catalog.backbones:
-            raise unknown_name("backbone", name, catalog.backbones)
+    catalog = declared(tasks)
+    shown = chosen("table", table, catalog.tables)
+    backbones = tuple(chosen("backbone", name, catalog.backbones).name for name in names(backbone))
     if run or dry_run:
-        _run_table(catalog, table, chosen, runs=runs, seed=seed, limit=limit, device=device, dry_run=dry_run)
+        options = {"out_folder": runs, "device": device, "dry_run": dry_run, "tasks": tasks}
+        _run_table(catalog, shown, backbones, seeds=seeds_of(seed), limit=limit, **options)
     if not dry_run:
         results = load_results(Path("leaderboards") / "results", runs)
-        shown = catalog.tables[table]
-        emit(render_paper_table(results, load_reference(), table=shown.table, backbones=chosen))
+        emit(render_paper_table(results, load_reference(), table=shown.table, backbones=backbones))
         if shown.note:
             err().print(shown.note, soft_wrap=True, markup=False)
 
 
 def _run_table(
-    catalog: Any,
-    table: str,
-    chosen: tuple[str, ...],
+    catalog: Catalog,
+    wanted: PaperTable,
+    asked: tuple[str, ...],
     *,
-    runs: Path,
-    seed: str,
+    seeds: tuple[int, ...],
     limit: int | None,
-    device: str,
-    dry_run: bool,
+    **options: Any,
 ) -> None:
     """Carry out what a table needs, as far as it is declared."""
-    from segros_eval.cli.console import seeds_of
     from segros_eval.cli.run import carry_out
     from segros_eval.pipeline.plan import Request
 
-    wanted = catalog.tables[table]
-    backbones = chosen or tuple(name for name in wanted.backbones if name in catalog.backbones)
+    backbones = asked or tuple(name for name in wanted.backbones if name in catalog.backbones)
     evaluators = tuple(name for name in wanted.evals if name in catalog.evaluators)
     absent = [
         name for name in (*wanted.backbones, *wanted.evals) if name not in {**catalog.backbones, **catalog.evaluators}
@@ -204,15 +184,8 @@ def _run_table(
         err().print(f"Not in this version, left out: {', '.join(absent)}.")
     for name in backbones:
         data = wanted.data.get(name)
-        request = Request(wanted.train, (name,), evaluators, seeds=seeds_of(seed), data=data, limit=limit)
-        carry_out(request, out_folder=runs, device=device, max_unscored=0.0, dry_run=dry_run, as_json=False)
-
-
-def _evaluator(known: Any, name: str) -> EvalTask:
-    if name not in known:
-        raise unknown_name("evaluator", name, known)
-    task: EvalTask = known[name]
-    return task
+        request = Request(wanted.train, (name,), evaluators, seeds=seeds, data=data, limit=limit)
+        carry_out(request, max_unscored=0.0, as_json=False, **options)
 
 
 def _world(task: EvalTask, images: Path, asked: str | None) -> World:

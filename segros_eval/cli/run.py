@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segros_eval.cli.console import FAILED, UNUSABLE, Tasks, declared, err, names, out, seeds_of, write_document
-from segros_eval.cli.judge import GpuMemory, JudgeFlags, MaxModelLen, Port, TensorParallel
-from segros_eval.judges.flags import given_flags
+from segros_eval.cli.judge import JudgeFlags, takes_judge_flags
 from segros_train.errors import PrerequisiteError, Problem
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ Reuse = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 
 
+@takes_judge_flags
 def run(
     method: Methods,
     backbone: Backbones,
@@ -70,11 +70,7 @@ def run(
     latents: Latents = False,
     reuse: Reuse = Reusing.code,
     tasks: Tasks = None,
-    gpu_memory_utilization: GpuMemory = None,
-    tensor_parallel_size: TensorParallel = None,
-    max_model_len: MaxModelLen = None,
-    port: Port = None,
-    judge_flag: JudgeFlags = None,
+    judge_flags: JudgeFlags = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -92,13 +88,6 @@ def run(
         latents=latents,
         reuse=reuse.value,
     )
-    flags = given_flags(
-        judge_flag,
-        gpu_memory_utilization=gpu_memory_utilization,
-        tensor_parallel_size=tensor_parallel_size,
-        max_model_len=max_model_len,
-        port=port,
-    )
     carry_out(
         request,
         out_folder=out_folder,
@@ -106,7 +95,7 @@ def run(
         max_unscored=max_unscored,
         dry_run=dry_run,
         as_json=as_json,
-        judge_flags=flags,
+        judge_flags=judge_flags,
         tasks=tasks,
     )
 
@@ -148,6 +137,7 @@ def train(
     )
 
 
+@takes_judge_flags
 def evaluate(
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="A checkpoint folder, or a run folder.")],
     evaluators: Evaluators,
@@ -162,11 +152,7 @@ def evaluate(
     max_unscored: MaxUnscored = 0.0,
     reuse: Reuse = Reusing.code,
     tasks: Tasks = None,
-    gpu_memory_utilization: GpuMemory = None,
-    tensor_parallel_size: TensorParallel = None,
-    max_model_len: MaxModelLen = None,
-    port: Port = None,
-    judge_flag: JudgeFlags = None,
+    judge_flags: JudgeFlags = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -185,13 +171,6 @@ def evaluate(
         checkpoint=folder,
         reuse=reuse.value,
     )
-    flags = given_flags(
-        judge_flag,
-        gpu_memory_utilization=gpu_memory_utilization,
-        tensor_parallel_size=tensor_parallel_size,
-        max_model_len=max_model_len,
-        port=port,
-    )
     carry_out(
         request,
         out_folder=out_folder,
@@ -199,7 +178,7 @@ def evaluate(
         max_unscored=max_unscored,
         dry_run=dry_run,
         as_json=as_json,
-        judge_flags=flags,
+        judge_flags=judge_flags,
         tasks=tasks,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from segros_eval.benchmarks.base import Picture, Sample
 from segros_eval.benchmarks.images import UnreadableImageError
 from segros_eval.benchmarks.vqa.pictures import open_picture
-from segros_train.files import replace_file, write_text
+from segros_train.files import atomic_write, write_text
 
 __all__ = ["write_items"]
 
@@ -45,5 +45,6 @@ def _kept(picture: Path | Picture, path: Path) -> Path | None:
         image = open_picture(picture)
     except UnreadableImageError:  # The item is unscored with this as its reason.
         return None
-    replace_file(path, lambda temporary: image.save(temporary, format="PNG"))
+    with atomic_write(path) as temporary:
+        image.save(temporary, format="PNG")
     return path

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from segros_train.backbones.common.weights import SHIPPED_WEIGHTS
+from segros_train.backbones.loading import family_of
 from segros_train.errors import PrerequisiteError
 from segros_train.files import content_key, file_sha256, located, segros_home, write_json
 from segros_train.types import BackboneCard, DataCard
@@ -24,6 +24,7 @@ __all__ = [
     "folder_content",
     "latents_folder",
     "plain",
+    "shipped_weights",
     "source_content",
     "version_of",
     "weights_digest",
@@ -151,8 +152,14 @@ def weights_digest(card: BackboneCard, checkpoint: Path | None) -> dict[str, str
         return _folder_digest(checkpoint)
     if card.weights:
         return {file.role: file.sha256 or f"{file.repo}/{file.filename or ''}" for file in card.weights}
-    folder = SHIPPED_WEIGHTS / card.name
-    return _folder_digest(folder) if folder.is_dir() else {}
+    folder = shipped_weights(card)
+    return {} if folder is None else _folder_digest(folder)
+
+
+def shipped_weights(card: BackboneCard) -> Path | None:
+    """Return the folder of the weights that come with a backbone's family; None where there are none."""
+    folder: Path | None = None if card.weights else family_of(card).locate(card).checkpoint
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def latents_folder(card: BackboneCard, data: DataCard) -> Path:

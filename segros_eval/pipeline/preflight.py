@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from segros_eval.pipeline.generate import ask
+from segros_eval.pipeline.keys import shipped_weights
 from segros_eval.pipeline.plan import Cell, RunPlan, Stage
 from segros_eval.pipeline.tools import missing_tools
-from segros_train.backbones.common.weights import SHIPPED_WEIGHTS
 from segros_train.backbones.loading import family_of
 from segros_train.errors import PrerequisiteError, Problem
 from segros_train.files import data_folder, segros_home
@@ -161,9 +161,9 @@ def missing_data(card: DataCard, *, dialogues: bool = True) -> list[Problem]:
 
 
 def num_weights(card: BackboneCard) -> int | None:
-    """Return the number of weights of a backbone whose weights are shipped, None where it is not known."""
-    files = sorted((SHIPPED_WEIGHTS / card.name).glob("*.safetensors"))
-    return sum(_num_numbers(path) for path in files) if files else None
+    """Return the number of weights of a backbone that comes with them, None where it is not known."""
+    folder = shipped_weights(card)
+    return None if folder is None else sum(_num_numbers(path) for path in folder.glob("*.safetensors"))
 
 
 def _num_numbers(path: Path, *, remedy: str = "Reinstall segros.") -> int:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from segros_eval.benchmarks.base import Evaluator
 from segros_train.backbones.loading import family_module
 from segros_train.errors import PrerequisiteError
-from segros_train.files import replace_file
+from segros_train.files import atomic_write
 from segros_train.types import BackboneCard
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def training_modules(card: BackboneCard, method: Any) -> tuple[str, ...]:
         "segros_train.training.loop",
         *readers,
         "segros_train.backbones.loading",
+        type(card.config).__module__,
         family_module(card),
     )
 
@@ -133,11 +134,8 @@ def changed(old: Code, new: Code) -> list[str]:
 
 def write_code(folder: Path, code: Code) -> None:
     """Keep a code in the folder of the work that runs through it, atomically."""
-
-    def write(temporary: Path) -> None:
+    with atomic_write(folder / RECORD) as temporary:
         temporary.write_bytes(gzip.compress(json.dumps(dict(code.sources)).encode(), mtime=0))
-
-    replace_file(folder / RECORD, write)
 
 
 def read_code(folder: Path) -> Code | None:

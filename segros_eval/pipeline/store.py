@@ -18,7 +18,7 @@ from PIL import Image
 
 from segros_eval.benchmarks.base import Interval, Result, Sample, Score
 from segros_train.errors import PrerequisiteError
-from segros_train.files import append_jsonl, content_key, file_sha256, read_jsonl, replace_file, write_json, write_text
+from segros_train.files import append_jsonl, atomic_write, content_key, file_sha256, read_jsonl, write_json, write_text
 from segros_train.types import GenerationSettings
 
 __all__ = [
@@ -69,7 +69,8 @@ class ImageStore:
             PrerequisiteError: If the folder cannot be written.
         """
         path = self.path(sample)
-        replace_file(path, lambda temporary: image.save(temporary, format="PNG"))
+        with atomic_write(path) as temporary:
+            image.save(temporary, format="PNG")
         record = {"file": path.name, "sha256": file_sha256(path), "prompt": sample.prompt, "seed": sample.seed}
         append_jsonl(self.folder / _MANIFEST, {**record, "conditions": self._conditions})
         self._records[path.name] = record

@@ -26,7 +26,7 @@ from segros_train.backbones.common.precision import autocast_dtype
 from segros_train.data.batches import fixed_crop
 from segros_train.data.samples import GenerationSample
 from segros_train.errors import PrerequisiteError
-from segros_train.files import replace_file, write_json
+from segros_train.files import atomic_write, write_json
 from segros_train.types import GenerationBatch
 from segros_train.weight_files import open_weight_file
 
@@ -179,7 +179,8 @@ def encode(
             dtype = autocast_dtype(precision, device)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 found, tensors = _encoded(backbone, source, indices, batch_size=batch_size)
-            replace_file(path, functools.partial(save_file, tensors))
+            with atomic_write(path) as temporary:
+                save_file(tensors, temporary)
             _opened.cache_clear()
             write_json(path.with_suffix(".json"), found)
             _check_room(path, len(indices), num_left=len(source) - indices.stop)

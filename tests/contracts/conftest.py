@@ -1,7 +1,8 @@
 """Runs every contract test over everything declared in `tasks/`: a new declaration is tested by being there.
 
-A test asks for a `train_task`, a `trained_task` (one with a method), a `card`, a `tiny_card` (weights in the package),
-an `eval_task`, a `data_card`, a `recipe_name` or a `paper_table`, and runs once for each.
+A test asks for a `train_task`, a `trained_task` (one with a method), a `card`, a `tiny_card` (with weights), an
+`eval_task`, a `data_card`, a `recipe_name` or a `paper_table`, and runs once for each. What `tests/outside` adds keeps
+the same contracts: its method, its benchmark of photographs, and its family of micro weights.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import pytest
 from segros_eval.pipeline.catalog import Catalog, load_catalog
 
 TASKS = Path(__file__).parents[2] / "tasks"
+OUTSIDE = Path(__file__).parents[1] / "outside"
 
 
 @cache
 def declared() -> Catalog:
-    """Return what the repository declares."""
-    return load_catalog(TASKS)
+    """Return what the repository declares, and what is added from outside."""
+    return load_catalog(TASKS, *(OUTSIDE / kind for kind in ("method", "benchmark", "family")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segros_eval.benchmarks.base import Detection, Evaluator, Sample, Score, Tools
-from segros_eval.benchmarks.geneval.benchmark import METADATA_FILE, TAGS, GenEval, official_summary
+from segros_eval.benchmarks.geneval.benchmark import METADATA_FILE, TAGS, GenEval
 from segros_eval.benchmarks.geneval.rules import box_iou, evaluate, keep, relative_position
 from segros_eval.shapes.reader import SceneReader
 from segros_eval.statistics.bootstrap import interval_estimates, point_estimates
@@ -211,13 +211,6 @@ def test_every_metric_lies_in_its_interval() -> None:
 def test_nothing_scored_gives_no_metric_and_no_interval() -> None:
     assert set(point_estimates(GenEval().metrics, []).values()) == {None}
     assert interval_estimates(GenEval().metrics, full_scores(None)) == {}
-
-
-def test_the_summary_leaves_unscored_images_out() -> None:
-    scores = full_scores()
-    scores[0] = replace(scores[0], status="unscored", value=None)
-    assert "Total images: 23\n" in official_summary(scores)
-    assert "single_object    = 100.00% (3 / 3)\n" in official_summary(scores)
 
 
 BOX = st.lists(st.integers(0, 64), min_size=4, max_size=4).map(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from segros_eval.benchmarks.base import EvalTask, Sample, Score, Tools
-from segros_eval.benchmarks.geneval.benchmark import TAGS, GenEval
-from segros_eval.benchmarks.geneval.folder import official_row, read_geneval_folder, write_geneval_folder
+from segros_eval.benchmarks.base import EvalTask, Tools
+from segros_eval.benchmarks.geneval.benchmark import GenEval
+from segros_eval.benchmarks.geneval.folder import read_geneval_folder, write_geneval_folder
 from segros_eval.pipeline.score import score_folder
 from segros_eval.pipeline.store import ImageStore, result_from_json, result_to_json
 from segros_eval.shapes.reader import SceneReader
@@ -226,13 +226,6 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_photographs_need_a_detector_and_the_message_says_so(exported: Path) -> None:
     with pytest.raises(PrerequisiteError, match="none for photographs"):
         score_folder(TASK, exported, tools=Tools())
-
-
-def test_an_unscored_image_has_no_row_in_the_official_results() -> None:
-    sample = Sample("00000/00000", "00000", "image", PROMPTS[0]["prompt"], metadata=PROMPTS[0])
-    score = Score("00000/00000", "00000", None, None, "unscored", None, reason="torn", group=TAGS[0])
-    with pytest.raises(ValueError, match="torn"):
-        official_row(sample, score, "00000/samples/00000.png")
 
 
 def test_the_order_of_prompts_in_the_set_renumbers_items_but_moves_no_number(exported: Path) -> None:

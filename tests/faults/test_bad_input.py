@@ -216,7 +216,7 @@ def test_the_world_of_a_folder_is_told_by_any_of_its_prompts(segros: Segros, ima
         (("score", "geneval", "--images", "images", "--world", "photo"), "detector"),
         (("paper", "table-99"), "Unknown table"),
         (("data", "fetch", "genval"), "Unknown benchmark"),
-        (("leaderboard", "--format", "pdf"), "Unknown format"),
+        (("leaderboard", "--format", "pdf"), "'pdf' is not one of 'md', 'html'"),
         (("leaderboard",), "no leaderboard"),
         (("compare", "nowhere", "runs"), "no run folder"),
         (("report", "nowhere"), "no run folder"),

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from segros_eval.benchmarks.base import Detection, Sample, Score, Tools
-from segros_eval.benchmarks.geneval.benchmark import TAGS, GenEval, official_summary
-from segros_eval.benchmarks.geneval.folder import official_row
+from segros_eval.benchmarks.geneval.benchmark import TAGS, GenEval
 from segros_eval.benchmarks.geneval.rules import OBJECT_NAMES, box_iou, relative_position
 from segros_eval.statistics.bootstrap import point_estimates
 
@@ -128,6 +127,46 @@ def results(folder: Path) -> list[tuple[Mapping[str, Any], Sample, Score]]:
 
 
 Results = Sequence[tuple[Mapping[str, Any], Sample, Score]]
+
+
+def official_row(sample: Sample, score: Score, filename: str) -> dict[str, Any]:
+    """Return the row of a scored image in the official results file."""
+    return {
+        "filename": filename,
+        "tag": sample.metadata["tag"],
+        "prompt": sample.prompt,
+        "correct": bool(score.value),
+        "reason": score.reason,
+        "metadata": json.dumps(dict(sample.metadata)),
+        "details": json.dumps(score.raw["kept"]),
+    }
+
+
+def official_summary(scores: Sequence[Score]) -> str:
+    """Return the text that the official summary prints for scored images, in the order of its results file."""
+    by_tag: dict[str, list[float]] = {}
+    by_prompt: dict[str, list[float]] = {}
+    for score in scores:
+        if score.value is not None:
+            by_tag.setdefault(score.group, []).append(score.value)
+            by_prompt.setdefault(score.cluster_id, []).append(score.value)
+    values = [value for tag in by_tag.values() for value in tag]
+    shares = {tag: sum(right) / len(right) for tag, right in by_tag.items()}
+    lines = [
+        "Summary",
+        "=======",
+        f"Total images: {len(values)}",
+        f"Total prompts: {len(by_prompt)}",
+        f"% correct images: {sum(values) / len(values):.2%}",
+        f"% correct prompts: {sum(map(max, by_prompt.values())) / len(by_prompt):.2%}",
+        "",
+        "Task breakdown",
+        "==============",
+        *(f"{tag:<16} = {shares[tag]:.2%} ({sum(right):.0f} / {len(right)})" for tag, right in by_tag.items()),
+        "",
+        f"Overall score (avg. over tasks): {sum(shares.values()) / len(shares):.5f}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def test_rows_for_the_official_summary_are_the_official_ones(results: Results) -> None:

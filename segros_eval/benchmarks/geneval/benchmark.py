@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from segros_eval.benchmarks.folders import ImageFolder
     from segros_eval.benchmarks.geneval.rules import Kept
 
-__all__ = ["METADATA_FILE", "TAGS", "GenEval", "official_summary"]
+__all__ = ["METADATA_FILE", "TAGS", "GenEval"]
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 METADATA_FILE = "evaluation_metadata.jsonl"
@@ -233,39 +233,6 @@ class GenEval(ImageBenchmark):
             reason=verdict.reason,
             group=sample.metadata["tag"],
         )
-
-
-def official_summary(scores: Sequence[Score]) -> str:
-    """Return the text that the official summary prints for the scored images.
-
-    Args:
-        scores: Scores in the order of the official results file, at least one of them scored.
-
-    Source: djghosh13/geneval@af4902f, evaluation/summary_scores.py.
-    """
-    by_tag: dict[str, list[float]] = {}
-    by_prompt: dict[str, list[float]] = {}
-    for score in scores:
-        if score.value is not None:
-            by_tag.setdefault(score.group, []).append(score.value)
-            by_prompt.setdefault(score.cluster_id, []).append(score.value)
-    values = [value for tag in by_tag.values() for value in tag]
-    shares = {tag: sum(right) / len(right) for tag, right in by_tag.items()}
-    lines = [
-        "Summary",
-        "=======",
-        f"Total images: {len(values)}",
-        f"Total prompts: {len(by_prompt)}",
-        f"% correct images: {sum(values) / len(values):.2%}",
-        f"% correct prompts: {sum(map(max, by_prompt.values())) / len(by_prompt):.2%}",
-        "",
-        "Task breakdown",
-        "==============",
-        *(f"{tag:<16} = {shares[tag]:.2%} ({sum(right):.0f} / {len(right)})" for tag, right in by_tag.items()),
-        "",
-        f"Overall score (avg. over tasks): {sum(shares.values()) / len(shares):.5f}",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def _colors(detector: Detector, groups: Sequence[tuple[Image, Sequence[Detection]]]) -> list[list[str]]:

@@ -17,7 +17,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,10 @@ from typing import Any
 from segros_eval.benchmarks.base import Sample, Score
 from segros_eval.benchmarks.folders import FolderFault, ImageFolder, WantedSize, image_fault, wanted_size
 from segros_train.errors import PrerequisiteError
-from segros_train.files import content_key, replace_file, write_text
+from segros_train.files import atomic_write, content_key, write_text
 
 __all__ = [
     "folder_prompts",
-    "official_row",
     "read_geneval_folder",
     "write_geneval_folder",
 ]
@@ -112,31 +110,8 @@ def write_geneval_folder(root: Path, images: Iterable[tuple[Sample, Path]]) -> N
         prompt_id, _, draw = sample.item_id.partition("/")
         record = json.dumps(dict(sample.metadata)) + "\n"
         write_text(root / prompt_id / _RECORD_FILE, record)
-        replace_file(root / prompt_id / "samples" / f"{draw}.png", partial(shutil.copyfile, source))
-
-
-def official_row(sample: Sample, score: Score, filename: str) -> dict[str, Any]:
-    """Return the row of a scored image in the official results file.
-
-    Args:
-        sample: The sample, with the official record as metadata.
-        score: Its score.
-        filename: Path of the image below the root.
-
-    Raises:
-        ValueError: If the image is unscored, which the official file cannot say.
-    """
-    if score.value is None:
-        raise ValueError(f"{score.item_id} is unscored ({score.reason}): the official results file has no row for it.")
-    return {
-        "filename": filename,
-        "tag": sample.metadata["tag"],
-        "prompt": sample.prompt,
-        "correct": bool(score.value),
-        "reason": score.reason,
-        "metadata": json.dumps(dict(sample.metadata)),
-        "details": json.dumps(score.raw["kept"]),
-    }
+        with atomic_write(root / prompt_id / "samples" / f"{draw}.png") as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def _prompt_directories(root: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segros_train.backbone import Realisation
 from segros_train.errors import PrerequisiteError
-from segros_train.files import replace_file, write_json
+from segros_train.files import atomic_write, write_json
 from segros_train.types import BackboneCard
 from segros_train.weight_files import read_weight_file
 
@@ -118,8 +118,10 @@ def write_checkpoint(
         key: (value.detach().to("cpu", dtype) if value.is_floating_point() else value.detach().cpu()).contiguous()
         for key, value in state.items()
     }
-    replace_file(directory / "model.safetensors", lambda path: save_file(kept, path))
-    replace_file(directory / "tokenizer.json", lambda path: tokenizer.save(str(path)))
+    with atomic_write(directory / "model.safetensors") as temporary:
+        save_file(kept, temporary)
+    with atomic_write(directory / "tokenizer.json") as temporary:
+        tokenizer.save(str(temporary))
     record = {
         "family": card.family,
         "card": card.name,
