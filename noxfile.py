@@ -23,6 +23,11 @@ PROJECT = {"venv_backend": "none"}
 ENV = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """One thread per worker: two workers on two cores are faster than one worker with two threads."""
 
+WORKERS = ("-n", str(min(os.cpu_count() or 1, 8)), "--dist=loadfile")
+"""A file stays with one worker, because its tests share what it loads."""
+
+SEGROS = str(Path(sys.executable).with_name("segros"))
+
 
 def run(session: nox.Session, *command: str) -> None:
     """Run a Python module of the project's environment."""
@@ -39,38 +44,44 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(**PROJECT)
 def tests(session: nox.Session) -> None:
-    """Run the tests, all but the goldens; a file stays with one worker, because its tests share what it loads."""
-    workers = str(min(os.cpu_count() or 1, 8))
-    aside = [f"--ignore=tests/{name}" for name in ("golden", "judge", "mmdet", "rehearsal")]
-    run(session, "pytest", *aside, "-n", workers, "--dist=loadfile", *session.posargs)
+    """Run the tests of the default run but those of the other sessions."""
+    aside = [f"--ignore=tests/{name}" for name in ("faults", "golden", "judge", "mmdet", "regression", "rehearsal")]
+    run(session, "pytest", *aside, *WORKERS, *session.posargs)
 
 
 @nox.session(**PROJECT)
+def regression(session: nox.Session) -> None:
+    """Compare with what the original code and this one gave before, and leaderboards with their results."""
+    run(session, "pytest", "tests/golden", "tests/regression", *WORKERS, *session.posargs)
+    session.run(SEGROS, "leaderboard", "--check", external=True, env=ENV)
+
+
+@nox.session(**PROJECT)
+def faults(session: nox.Session) -> None:
+    """Break things: the quick share."""
+    run(session, "pytest", "tests/faults", *WORKERS, *session.posargs)
+
+
+@nox.session(default=False, **PROJECT)
+def ci(session: nox.Session) -> None:
+    """Run what takes too long for the default run: all faults, the counts at full size, a real vLLM."""
+    run(session, "pytest", "tests/faults", "-m", "slow", *WORKERS)
+    session.notify("rehearsal")
+    session.notify("judge")
+
+
+@nox.session(default=False, **PROJECT)
 def judge(session: nox.Session) -> None:
     """Build vLLM's CPU environment and score T2I-CompBench end to end with a real server of a tiny random model."""
     home = {"SEGROS_HOME": str(Path(session.cache_dir) / "judge"), "SEGROS_TEST_JUDGE": "1", "HF_HUB_OFFLINE": "1"}
-    segros = Path(sys.executable).with_name("segros")
-    session.run(str(segros), "judge", "install", "--kind", "cpu", external=True, env={**ENV, **home})
+    session.run(SEGROS, "judge", "install", "--kind", "cpu", external=True, env={**ENV, **home})
     session.run(sys.executable, "-m", "pytest", "tests/judge", *session.posargs, external=True, env={**ENV, **home})
-
-
-@nox.session(**PROJECT)
-def parity(session: nox.Session) -> None:
-    """Compare with the numbers of the original code; `-- --golden DIR` takes another set."""
-    run(session, "pytest", "tests/golden", *session.posargs)
 
 
 @nox.session(default=False, **PROJECT)
 def rehearsal(session: nox.Session) -> None:
-    """Count the memory of every full-size training, without a device."""
-    run(session, "pytest", "tests/rehearsal", *session.posargs)
-
-
-@nox.session(**PROJECT)
-def leaderboards(session: nox.Session) -> None:
-    """Check that every rendered leaderboard says what its results say."""
-    segros = Path(sys.executable).with_name("segros")
-    session.run(str(segros), "leaderboard", "--check", *session.posargs, external=True, env=ENV)
+    """Count the memory of every training and draw at full size, without a device."""
+    run(session, "pytest", "tests/rehearsal", *WORKERS, *session.posargs)
 
 
 @nox.session(default=False, **PROJECT)

@@ -87,6 +87,7 @@ def started(run: subprocess.Popen[str], judge: Judge) -> int:
     return group
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stubborn", (False, True), ids=("kind", "stubborn"))
 @pytest.mark.parametrize(
     ("number", "code"),
@@ -121,6 +122,7 @@ def test_a_second_signal_does_not_stop_the_ending(judge: Judge) -> None:
     assert members(group) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("body", "code"), ((RAISE, 1), (RETURN, 0)), ids=("exception", "normal"))
 def test_a_run_that_ends_by_itself_has_ended_its_judge_before(judge: Judge, body: str, code: int) -> None:
     judge.install(stubborn=False)
@@ -130,6 +132,7 @@ def test_a_run_that_ends_by_itself_has_ended_its_judge_before(judge: Judge, body
     assert members(group) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_is_started_again_and_another_process_finds_it_and_leaves_it(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +156,7 @@ def test_a_server_that_is_killed_is_started_again_and_another_process_finds_it_a
     assert members(second) == []
 
 
+@pytest.mark.slow
 def test_what_a_user_gives_reaches_the_server_and_the_record(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     judge.install(stubborn=False)
     monkeypatch.setenv("SEGROS_HOME", str(judge.home))

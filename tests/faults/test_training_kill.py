@@ -107,6 +107,7 @@ def kill_after(directory: Path, num_steps: int, pause_seconds: float) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_training_killed_at_random_moments_ends_with_the_weights_of_one_never_killed(tmp_path: Path) -> None:
     whole = finish(tmp_path / "whole")
