@@ -24,6 +24,8 @@ from segros_train.backbones import loading
 from segros_train.data.shapes.captions import geneval_metadata
 from segros_train.data.shapes.world import COLORS, Scene, SceneObject, render
 from segros_train.errors import PrerequisiteError
+from segros_train.training import fitting
+from segros_train.types import GenerationSettings
 
 CELLS = ((2, 2), (0, 0), (4, 4), (0, 4))
 STEPS = {"left of": (0, -2), "right of": (0, 2), "above": (-2, 0), "below": (2, 0)}
@@ -105,6 +107,38 @@ def test_a_perfect_draughtsman_scores_a_hundred_in_every_tag(
     assert set(outcome.result.metrics.values()) == {100.0}
     assert (outcome.result.num_samples, outcome.result.num_unscored) == (cli_world.NUM_IMAGES, 0)
     assert outcome.result.world == "shapes" and outcome.result.seeds == (0,)
+
+
+def test_the_batch_that_a_device_holds_by_count_is_drawn_told_and_recorded(
+    declared: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Batches(Draughtsman):
+        sizes: list[int] = []
+
+        def generate(self, prompts: Sequence[str], **how: Any) -> Iterator[Image.Image]:
+            self.sizes.append(len(prompts))
+            return super().generate(prompts, **how)
+
+    monkeypatch.setattr(fitting, "fitting_batch", lambda *_: fitting.Batch(batch_size=3, peak=2 * 2**30))
+    watcher = Watcher()
+    (outcome,) = run(
+        monkeypatch, plan_of(declared, overrides=("settings.batch_size=none",)), tmp_path, Batches(), watcher
+    )
+    assert outcome.result is not None
+    assert outcome.result.provenance["drawing"] == {"batch_size": 3, "peak": 2 * 2**30}
+    assert "Drawing 3 images at once: 2 GiB, counted." in watcher.notes
+    assert max(Batches.sizes) == 3 and sum(Batches.sizes) == cli_world.NUM_IMAGES
+
+
+def test_the_batch_is_counted_for_a_gpu_alone_and_only_where_nothing_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone: Any = object()
+    chosen = fitting.Batch(5, 1)
+    monkeypatch.setattr(fitting, "choose_batch", lambda *_, **__: chosen)
+    monkeypatch.setattr(fitting, "_capacity", lambda device: 0)
+    free, fixed = GenerationSettings(num_steps=1), GenerationSettings(num_steps=1, batch_size=2)
+    assert fitting.fitting_batch(backbone, free, "cuda:0") is chosen
+    assert fitting.fitting_batch(backbone, fixed, "cuda:0") is None
+    assert fitting.fitting_batch(backbone, free, "cpu") is None
 
 
 def test_wrong_drawings_cost_exactly_their_share(
