@@ -33,14 +33,14 @@ if TYPE_CHECKING:
         Supervision,
     )
 
-__all__ = ["Backbone", "Encoded", "ImageTransform", "ParameterGroups", "Realisation"]
+__all__ = ["Backbone", "Encoded", "ImageTransform", "ParameterGroups", "Conditioning"]
 
 ImageTransform = Callable[["Image", Generator], Tensor]
 """Turn an RGB image into [3, height, width] float32 in [-1, 1]; draws (random crops) come from the generator."""
 
 
 @dataclass(frozen=True)
-class Realisation:
+class Conditioning:
     """Choices that change the function a backbone computes; recorded in every checkpoint.
 
     Attributes:
@@ -106,7 +106,7 @@ class Backbone(nn.Module, ABC):
     """
 
     card: BackboneCard
-    realisation: Realisation
+    conditioning: Conditioning
     last_steps: int = 0
     """How many iterations of a draw to carry out, the last ones: what counting its memory needs; 0 for all."""
 
@@ -200,12 +200,12 @@ class Backbone(nn.Module, ABC):
         """Return the trainable parameters, split by weight decay."""
 
     @abstractmethod
-    def realise(self, realisation: Realisation) -> None:
+    def configure(self, conditioning: Conditioning) -> None:
         """Adopt choices that training and sampling follow and checkpoints record."""
 
     @abstractmethod
     def save_pretrained(self, directory: Path) -> None:
-        """Write `config.json` (family, card name, config, realisation), safetensors and tokenizer files, atomically."""
+        """Write `config.json` (family, card, config, conditioning), weights and tokenizer files, atomically."""
 
     @abstractmethod
     def upstream_state(self) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from segros_eval.cli.console import err
-from segros_eval.pipeline.progress import Tell
+from segros_eval.pipeline.progress import ProgressCallback
 
 __all__ = ["RichListener", "duration"]
 
@@ -22,7 +22,7 @@ class RichListener:
         self.console = err()
 
     @contextmanager
-    def phase(self, title: str, total: int | None) -> Iterator[Tell]:
+    def phase(self, title: str, total: int | None) -> Iterator[ProgressCallback]:
         """Follow one phase."""
         began = time.monotonic()
         columns = (

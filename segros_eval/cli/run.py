@@ -297,10 +297,10 @@ def _outcome_document(outcome: Outcome) -> dict[str, Any]:
 def _plan_document(plan: RunPlan) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from segros_eval.pipeline.keys import plain
+    from segros_eval.pipeline.keys import to_jsonable
     from segros_eval.pipeline.preflight import estimate
 
-    return [{**plain(stage), "folder": stage.folder, "cost": asdict(estimate(stage))} for stage in plan.stages]
+    return [{**to_jsonable(stage), "folder": stage.folder, "cost": asdict(estimate(stage))} for stage in plan.stages]
 
 
 def _check_not_empty(request: Request) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from segros_train.backbone import Backbone
     from segros_train.types import GenerationSettings
 
-__all__ = ["BATCH_SIZE", "BatchSize", "Shard", "answer_questions", "ask", "draw_images", "thin"]
+__all__ = ["BATCH_SIZE", "BatchSize", "Shard", "answer_questions", "build_samples", "draw_images", "subsample"]
 
 Item = TypeVar("Item")
 Advance = Callable[[int], None]
@@ -61,17 +61,17 @@ class BatchSize:
         logger.warning("Memory does not hold %d responses at once; going on with %d.", tried, self.value)
 
 
-def ask(stage: Stage, cell: Cell) -> list[Sample]:
+def build_samples(stage: Stage, cell: Cell) -> list[Sample]:
     """Return what one evaluation asks of one model.
 
     Raises:
         PrerequisiteError: If the evaluation's data is missing.
     """
     data = benchmark_folder(cell.task, stage.card.world)
-    return thin(list(cell.task.evaluator.samples(stage.card.world, data, (stage.seed,))), cell.limit)
+    return subsample(list(cell.task.evaluator.samples(stage.card.world, data, (stage.seed,))), cell.limit)
 
 
-def thin(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+def subsample(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
     """Keep the samples of `limit` prompts, spread evenly, so that every category stays in proportion."""
     clusters = list(dict.fromkeys(sample.cluster_id for sample in samples))
     if limit is None or limit >= len(clusters):

@@ -23,7 +23,7 @@ __all__ = [
     "data_identity",
     "folder_content",
     "latents_folder",
-    "plain",
+    "to_jsonable",
     "shipped_weights",
     "source_content",
     "version_of",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """Return `value` as JSON-ready data; a dataclass carries the name of its type, and the
     fields that it has `retired`, at the value they had in every key.
 
@@ -43,12 +43,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.name: to_jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"type": type(value).__name__, **getattr(type(value), "retired", {}), **fields}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [plain(item) for item in value]
+        return [to_jsonable(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no plain form.")
 
 
@@ -169,7 +169,7 @@ def latents_folder(card: BackboneCard, data: DataCard) -> Path:
     each cropped in its one way.
     """
     identity = {
-        "config": plain(card.config),
+        "config": to_jsonable(card.config),
         "weights": weights_digest(card, None),
         "image_size_px": card.image_size_px,
         "generation": data.generation,

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from segros_train.errors import PrerequisiteError
 
-__all__ = ["held"]
+__all__ = ["run_lock"]
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process; the system lets go of it however the process ends.
 
     Raises:

@@ -20,7 +20,7 @@ from segros_eval.pipeline.keys import (
     data_identity,
     folder_content,
     latents_folder,
-    plain,
+    to_jsonable,
     version_of,
     weights_digest,
 )
@@ -349,12 +349,12 @@ def _with_hints(method: Method | None, recipe: Recipe | None) -> Method | None:
 def _stage_key(stage: Stage, *, num_ranks: int) -> str:
     return content_key(
         {
-            "task": plain(dataclasses.replace(stage.task, name="", title="", paper="")),
+            "task": to_jsonable(dataclasses.replace(stage.task, name="", title="", paper="")),
             "family": stage.card.family,
-            "config": plain(stage.card.config),
+            "config": to_jsonable(stage.card.config),
             "weights": weights_digest(stage.card, stage.checkpoint),
             # Recomputation changes memory and speed alone.
-            "recipe": plain(stage.recipe and dataclasses.replace(stage.recipe, checkpointing=None)),
+            "recipe": to_jsonable(stage.recipe and dataclasses.replace(stage.recipe, checkpointing=None)),
             "num_ranks": num_ranks if stage.trains else 1,
             "data": data_identity(stage.data),
             "seed": stage.seed,
@@ -368,9 +368,9 @@ def _cell(stage: Stage, task: EvalTask, limit: int | None) -> Cell:
     folder = benchmark_folder(task, stage.card.world)
     determined_by = {
         "stage": _frozen_key(stage.card) if frozen else stage.key,
-        "settings": plain(dataclasses.replace(stage.settings, batch_size=1)),
+        "settings": to_jsonable(dataclasses.replace(stage.settings, batch_size=1)),
         "image_size_px": stage.card.image_size_px,
-        "evaluator": plain(task.evaluator),
+        "evaluator": to_jsonable(task.evaluator),
         "version": version_of(task.evaluator),
         "protocol": task.evaluator.protocol,
         "world": {stage.card.world: WORLD_VERSION if stage.card.world == "shapes" else None},
@@ -385,7 +385,7 @@ def _frozen_key(card: BackboneCard) -> str:
     return content_key(
         {
             "family": card.family,
-            "config": plain(card.config),
+            "config": to_jsonable(card.config),
             "weights": weights_digest(card, None),
             "version": version_of(card.config),
         }

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from segros_eval.pipeline.generate import ask
+from segros_eval.pipeline.generate import build_samples
 from segros_eval.pipeline.keys import shipped_weights
 from segros_eval.pipeline.plan import Cell, RunPlan, Stage
 from segros_eval.pipeline.tools import missing_tools
@@ -183,7 +183,7 @@ def _evaluation(stage: Stage, cell: Cell) -> Iterator[Problem]:
     if cell.task.kind == "harness":
         return
     try:
-        if not ask(stage, cell):
+        if not build_samples(stage, cell):
             yield Problem(f"{cell.task.title} has nothing to ask", "Raise --limit.")
     except PrerequisiteError as error:
         yield from error.problems
@@ -193,7 +193,7 @@ def _num_responses(stage: Stage, cell: Cell) -> int | None:
     if cell.task.kind == "harness":
         return None
     try:
-        return len(ask(stage, cell))
+        return len(build_samples(stage, cell))
     except PrerequisiteError:
         return None
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from segros_train.training.loop import StepReport
 
-__all__ = ["Listener", "Silent", "Steps", "Tell"]
+__all__ = ["Listener", "Silent", "Steps", "ProgressCallback"]
 
 
-class Tell(Protocol):
+class ProgressCallback(Protocol):
     """Report how far a phase has come."""
 
     def __call__(self, num_more: int, note: str = "") -> None:
@@ -23,7 +23,7 @@ class Tell(Protocol):
 class Listener(Protocol):
     """Follow the phases of a run."""
 
-    def phase(self, title: str, total: int | None) -> AbstractContextManager[Tell]:
+    def phase(self, title: str, total: int | None) -> AbstractContextManager[ProgressCallback]:
         """Follow one phase.
 
         Args:
@@ -41,7 +41,7 @@ class Silent:
     """A listener that says nothing."""
 
     @contextmanager
-    def phase(self, title: str, total: int | None) -> Iterator[Tell]:
+    def phase(self, title: str, total: int | None) -> Iterator[ProgressCallback]:
         """Follow one phase in silence."""
         yield lambda num_more, note="": None
 
@@ -52,7 +52,7 @@ class Silent:
 class Steps:
     """Turn reports of the training loop into progress, the steps of an earlier start included."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, tell: ProgressCallback) -> None:
         self.tell, self.step = tell, 0
 
     def __call__(self, report: StepReport) -> None:

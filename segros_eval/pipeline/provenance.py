@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segros_eval.pipeline.keys import plain, version_of, weights_digest
+from segros_eval.pipeline.keys import to_jsonable, version_of, weights_digest
 from segros_eval.pipeline.official_files import benchmark_commit
 from segros_eval.pipeline.ranks import device_name
 
@@ -88,19 +88,19 @@ def run_provenance(
         "stage_key": stage.key,
         "device": device_name(device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": plain(stage.task),
+        "task": to_jsonable(stage.task),
         "understanding_is_frozen": cell.frozen,
         "weights": weights_digest(stage.card, source),
         "data": stage.data.name if stage.data else None,
         "crop": stage.data.crop if stage.data else None,
         "declared_versions": {"method": version_of(stage.task.method), "family": version_of(stage.card.config)},
-        "recipe": plain(recipe),
+        "recipe": to_jsonable(recipe),
         "optimizer_steps": recipe.optimizer_steps if recipe else 0,
         "micro_steps": recipe.micro_steps if recipe else 0,
         "training": dict(training),
         "drawing": dict(drawing),
-        "settings": plain(stage.settings),
-        "evaluator": plain(cell.task.evaluator),
+        "settings": to_jsonable(stage.settings),
+        "evaluator": to_jsonable(cell.task.evaluator),
         "code": code,
         "questions": benchmark_commit(cell.task, stage.card.world),
         "subset": cell.limit is not None,

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from segros_eval.benchmarks.base import EvalTask, Result, Sample
 from segros_eval.benchmarks.kinds import QuestionBenchmark
-from segros_eval.pipeline.generate import BATCH_SIZE, BatchSize, Shard, answer_questions, ask, draw_images
+from segros_eval.pipeline.generate import BATCH_SIZE, BatchSize, Shard, answer_questions, build_samples, draw_images
 from segros_eval.pipeline.judges import Judges
-from segros_eval.pipeline.keys import plain
-from segros_eval.pipeline.lock import held
+from segros_eval.pipeline.keys import to_jsonable
+from segros_eval.pipeline.lock import run_lock
 from segros_eval.pipeline.plan import Cell, RunPlan, Stage
 from segros_eval.pipeline.progress import Listener, Steps
 from segros_eval.pipeline.provenance import run_provenance
@@ -98,8 +98,8 @@ def run_plan(
     ranks = Ranks.here()
     with ExitStack() as locks:
         for stage in plan.stages if ranks.is_first else ():
-            locks.enter_context(held(out / stage.folder))
-            write_json(out / stage.folder / "plan.json", plain(stage))
+            locks.enter_context(run_lock(out / stage.folder))
+            write_json(out / stage.folder / "plan.json", to_jsonable(stage))
             for found in take_up(stage, out / stage.folder, by_key=plan.reuse == "key"):
                 listener.note(found)
         ranks.gathered({})
@@ -223,12 +223,12 @@ def load_backbone(
     Raises:
         PrerequisiteError: If weights are missing, foreign or damaged.
     """
-    from segros_train.backbone import Realisation
+    from segros_train.backbone import Conditioning
     from segros_train.backbones import loading
 
     backbone = loading.load(stage.card, source=source, device=device, precision=precision)
     if source is None:
-        backbone.realise(Realisation(attention=stage.task.attention, hint_slot=stage.task.hint_slot))
+        backbone.configure(Conditioning(attention=stage.task.attention, hint_slot=stage.task.hint_slot))
     return backbone
 
 
@@ -316,7 +316,7 @@ def _scored(waiting: Responded, judges: Judges, listener: Listener) -> Outcome:
 def _responded(model: _Model, cell: Cell) -> Outcome | Responded | None:
     if cell.task.kind == "harness":
         return Outcome(model.stage, cell, model.folder, _score_elsewhere(model, cell))
-    samples = ask(model.stage, cell)
+    samples = build_samples(model.stage, cell)
     began = time.monotonic()
     respond = _answer if isinstance(cell.task.evaluator, QuestionBenchmark) else _draw
     responses, refused = respond(model, cell.task, samples)

@@ -11,7 +11,7 @@ from typing import Any
 from segros_eval.benchmarks.base import EvalTask, Evaluator, Result, Sample, Score, Tools, World
 from segros_eval.benchmarks.folders import FolderFault, ImageFolder
 from segros_eval.benchmarks.kinds import ImageBenchmark
-from segros_eval.pipeline.keys import plain, version_of
+from segros_eval.pipeline.keys import to_jsonable, version_of
 from segros_eval.pipeline.provenance import software
 from segros_train.errors import PrerequisiteError
 from segros_train.files import content_key, file_sha256
@@ -168,7 +168,7 @@ def score_folder(
         provenance={
             **software(),
             "images": folder.resolve().name,
-            "evaluator": plain(evaluator),
+            "evaluator": to_jsonable(evaluator),
             **tools.record,
             "faults": [dataclasses.asdict(fault) for fault in found.faults],
         },
@@ -206,7 +206,7 @@ def _key(evaluator: Evaluator, found: ImageFolder, tools: Tools, world: World) -
     missing = sorted(score.item_id for score in found.unscored)
     return content_key(
         {
-            "evaluator": plain(evaluator),
+            "evaluator": to_jsonable(evaluator),
             "version": version_of(evaluator),
             "protocol": evaluator.protocol,
             "tools": tools.record,

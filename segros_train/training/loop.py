@@ -100,7 +100,7 @@ def train(
     """Fine-tune a backbone, going on from the newest whole checkpoint in `directory`.
 
     Args:
-        backbone: What to train, in place, attention and hint slot realised; a single process trains where it stands.
+        backbone: What to train, in place, attention and hint slot configured; a single process trains where it stands.
         method: What decides the supervision.
         recipe: How to train.
         generation: Images with captions.
@@ -187,8 +187,8 @@ class _Trainer:
         )
         if self.accelerator.num_processes > 1:
             backbone.to(self.accelerator.device)
-        if backbone.realisation.text_dropout != recipe.text_dropout:
-            backbone.realise(replace(backbone.realisation, text_dropout=recipe.text_dropout))
+        if backbone.conditioning.text_dropout != recipe.text_dropout:
+            backbone.configure(replace(backbone.conditioning, text_dropout=recipe.text_dropout))
         keep_master_weights(backbone)
         backbone.set_checkpointing(recipe.checkpointing or "none")
         self.backbone, self.recipe, self.seed, self.sources = backbone, recipe, seed, sources
@@ -377,7 +377,7 @@ def _identity(
     generation, instruction = sources
     return {
         "backbone": backbone.card.name,
-        "realisation": asdict(backbone.realisation),
+        "realisation": asdict(backbone.conditioning),
         "method": repr(method),
         "recipe": {
             name: list(value) if name == "betas" else value

@@ -13,7 +13,7 @@ from steps import draws_of, embed
 from torch import Generator, Tensor
 
 from segros_eval.pipeline.catalog import Catalog
-from segros_train.backbone import Backbone, Realisation
+from segros_train.backbone import Backbone, Conditioning
 from segros_train.backbones.common.precision import Precision
 from segros_train.backbones.loading import family_of, load
 from segros_train.data.samples import GenerationSample, InstructionSample
@@ -67,7 +67,7 @@ def asked(backbone: Backbone) -> InstructionBatch:
 def loss_under(backbone: Backbone, task: TrainTask, batch: GenerationBatch, *, seed: int = 0) -> Tensor:
     """Return the loss of one micro-step, as the loop takes it."""
     assert task.method is not None
-    backbone.realise(Realisation(attention=task.attention, hint_slot=task.hint_slot))
+    backbone.configure(Conditioning(attention=task.attention, hint_slot=task.hint_slot))
     encoded, draws = backbone.encode(batch), draws_of(BATCH, seed)
     seen = backbone.embed(encoded)
     supervision = task.method.supervise(seen, backbone.masking_ratio(draws), draws)
@@ -242,7 +242,7 @@ def test_images_are_decoded_a_few_at_a_time(
 def test_weights_read_in_bf16_draw_nearly_the_same_pictures_and_answer_alike(
     backbone: Backbone, tiny_card: BackboneCard
 ) -> None:
-    backbone.realise(Realisation())
+    backbone.configure(Conditioning())
     low = load(tiny_card, precision="bf16")
     settings = replace(tiny_card.settings, num_steps=1)
     full, rounded, other = (
@@ -306,11 +306,11 @@ def test_every_choice_gets_a_log_probability(backbone: Backbone) -> None:
 def test_a_checkpoint_brings_back_weights_and_choices(
     backbone: Backbone, tiny_card: BackboneCard, tmp_path: Path
 ) -> None:
-    chosen = Realisation(attention="paper", hint_slot="prefix", text_dropout=0.25)
-    backbone.realise(chosen)
+    chosen = Conditioning(attention="paper", hint_slot="prefix", text_dropout=0.25)
+    backbone.configure(chosen)
     backbone.save_pretrained(tmp_path / "kept")
     again = load(tiny_card, source=tmp_path / "kept")
-    assert again.realisation == chosen
+    assert again.conditioning == chosen
     before, after = backbone.state_dict(), again.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())

@@ -37,7 +37,7 @@ class Painter:
     def eval(self) -> Painter:
         return self
 
-    def realise(self, realisation: Any) -> None: ...
+    def configure(self, conditioning: Any) -> None: ...
 
     def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], settings: Any) -> Iterator[Image.Image]:
         for seed in seeds:

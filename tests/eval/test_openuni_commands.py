@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 from segros_eval.cli import app
 from segros_eval.pipeline.catalog import load_catalog
-from segros_train.backbone import Realisation
+from segros_train.backbone import Conditioning
 from segros_train.backbones.openuni.model import OpenUniModel
 from segros_train.data.shapes.sets import GenerationSet
 from segros_train.files import write_json
@@ -160,7 +160,7 @@ def foreign_checkpoint(folder: Path, name: str) -> Path:
     (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
     write_json(
         folder / "config.json",
-        {"family": "openuni", "card": name, "config": asdict(card.config), "realisation": asdict(Realisation())},
+        {"family": "openuni", "card": name, "config": asdict(card.config), "realisation": asdict(Conditioning())},
     )
     return folder
 

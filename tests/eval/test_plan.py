@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segros_eval.pipeline.catalog import Catalog, load_catalog
-from segros_eval.pipeline.keys import plain
+from segros_eval.pipeline.keys import to_jsonable
 from segros_eval.pipeline.overrides import apply_overrides, parse_override, parse_value
 from segros_eval.pipeline.plan import Request, RunPlan, make_plan
 from segros_train.errors import PrerequisiteError
@@ -144,7 +144,7 @@ def test_an_override_reaches_every_value_that_has_the_field(declared: Catalog) -
     for stage in plan.stages:
         assert stage.recipe is not None and stage.recipe.batch_size == 7
         assert stage.settings.batch_size == 3
-        assert plain(stage.cells[0].task.evaluator)["images_per_prompt"] == 1
+        assert to_jsonable(stage.cells[0].task.evaluator)["images_per_prompt"] == 1
 
 
 def test_a_field_of_several_owners_must_name_one(declared: Catalog) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from segros_eval.benchmarks.base import Sample
 from segros_eval.benchmarks.vqa.pictures import ScenePicture
-from segros_eval.pipeline.generate import BatchSize, Shard, answer_questions, draw_images, thin
+from segros_eval.pipeline.generate import BatchSize, Shard, answer_questions, draw_images, subsample
 from segros_eval.pipeline.store import AnswerStore, ImageStore
 from segros_train.backbone import Backbone
 from segros_train.errors import MemoryShortageError
@@ -322,7 +322,7 @@ def test_an_answer_is_of_its_pictures_and_its_choices(tmp_path: Path) -> None:
 @given(num_prompts=st.integers(1, 60), limit=st.integers(1, 80))
 def test_a_limit_keeps_whole_prompts_spread_over_the_set(num_prompts: int, limit: int) -> None:
     asked = [Sample(f"{p}/{k}", f"{p}", "image", "x") for p in range(num_prompts) for k in range(2)]
-    kept = thin(asked, limit)
+    kept = subsample(asked, limit)
     clusters = sorted({int(sample.cluster_id) for sample in kept})
     assert len(clusters) == min(limit, num_prompts) and len(kept) == 2 * len(clusters)
     gaps = [b - a for a, b in zip([*clusters], clusters[1:], strict=False)]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from segros_eval.pipeline.catalog import Catalog, load_catalog
-from segros_eval.pipeline.lock import held
+from segros_eval.pipeline.lock import run_lock
 from segros_eval.pipeline.plan import Request, RunPlan, make_plan
 from segros_eval.pipeline.progress import Silent
 from segros_eval.pipeline.reuse import Code, read_code, write_code
@@ -53,8 +53,8 @@ class Draughtsman:
     def eval(self) -> Draughtsman:
         return self
 
-    def realise(self, realisation: Any) -> None:
-        self.realisation = realisation
+    def configure(self, conditioning: Any) -> None:
+        self.conditioning = conditioning
 
     def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], settings: Any) -> Iterator[Image.Image]:
         for prompt in prompts:
@@ -247,7 +247,7 @@ def test_the_base_follows_the_attention_of_its_task(
 ) -> None:
     backbone = Draughtsman()
     run(monkeypatch, plan_of(declared), tmp_path, backbone)
-    assert backbone.realisation.attention == "native"
+    assert backbone.conditioning.attention == "native"
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,10 @@ def test_a_folder_that_another_process_holds_stops_the_run_before_anything_is_do
     declared: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, backbone = plan_of(declared, seeds=(0, 1)), Draughtsman()
-    with held(tmp_path / plan.stages[1].folder), pytest.raises(PrerequisiteError, match=r"at work in .* \(process \d+"):
+    with (
+        run_lock(tmp_path / plan.stages[1].folder),
+        pytest.raises(PrerequisiteError, match=r"at work in .* \(process \d+"),
+    ):
         run(monkeypatch, plan, tmp_path, backbone)
     assert backbone.num_drawn == 0
 
@@ -295,7 +298,7 @@ def test_a_folder_is_free_again_after_the_run(
     declared: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (outcome,) = run(monkeypatch, plan_of(declared), tmp_path, Draughtsman())
-    with held(outcome.folder):
+    with run_lock(outcome.folder):
         pass
 
 

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from segros_eval.cli import app
-from segros_eval.pipeline.lock import held
+from segros_eval.pipeline.lock import run_lock
 
 Segros = Callable[..., Result]
 RUN = ("run", "--method", "none", "--backbone", "micro", "--eval", "geneval")
@@ -115,7 +115,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused(segros: Segros, tmp_
 def test_a_second_segros_in_the_same_run_folder_is_refused(segros: Segros, world: cli_world.World) -> None:
     folder = next((world.folder / "runs").glob("none-*"))
     before = digest(folder)
-    with held(folder):
+    with run_lock(folder):
         assert_refused(segros(*RUN), "Another segros is at work", "process")
     assert digest(folder) == before
     assert segros(*RUN).exit_code == 0

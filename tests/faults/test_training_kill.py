@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from segros_train.backbone import Realisation
+from segros_train.backbone import Conditioning
 from segros_train.backbones.harmon.adapter import Harmon
 from segros_train.backbones.harmon.config import DiffusionConfig, HarmonConfig, LanguageConfig, MarConfig, VaeConfig
 from segros_train.backbones.harmon.model import HarmonModel, initialise
@@ -60,7 +60,7 @@ def train_micro_harmon(directory: Path) -> None:
     model = HarmonModel(CONFIG)
     initialise(model, torch.Generator().manual_seed(0))
     tokenizer = HarmonTokenizer(build_tokenizer(corpus(50)))
-    backbone = Harmon(CARD, model, tokenizer, realisation=Realisation(attention="paper"))
+    backbone = Harmon(CARD, model, tokenizer, conditioning=Conditioning(attention="paper"))
     train(
         backbone,
         SeGroS(),

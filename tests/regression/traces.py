@@ -16,7 +16,7 @@ from bounds import doubled
 from PIL import Image
 from torch import Tensor
 
-from segros_train.backbone import Backbone, Realisation
+from segros_train.backbone import Backbone, Conditioning
 from segros_train.backbones.common import answering
 from segros_train.backbones.harmon import diffusion
 from segros_train.backbones.showo import model
@@ -142,7 +142,7 @@ def trace(
     torch.manual_seed(0)
     backbone = micro(family, folder)
     backbone = backbone if exact is doubled else backbone.float()
-    backbone.realise(Realisation(attention=task.attention, hint_slot=task.hint_slot))
+    backbone.configure(Conditioning(attention=task.attention, hint_slot=task.hint_slot))
     recipe = replace(RECIPE, **({"i2t_weight": 0.0} if family == "openuni" else {}), **changes)
     found: list[list[float]] = []
     with exact(), pytest.MonkeyPatch.context() as patch:

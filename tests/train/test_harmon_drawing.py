@@ -10,7 +10,7 @@ import torch
 from harmon_tiny import CONFIG, NUM_CELLS, masks, picture, rng, tiny_harmon
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segros_train.backbone import Realisation
+from segros_train.backbone import Conditioning
 from segros_train.backbones.common.modes import inference
 from segros_train.backbones.harmon import answering
 from segros_train.backbones.harmon.adapter import Harmon, visible_indices
@@ -37,7 +37,7 @@ def assert_near(measured: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.fixture
 def native(harmon: Harmon) -> Iterator[Harmon]:
     yield harmon
-    harmon.realise(Realisation())
+    harmon.configure(Conditioning())
 
 
 def pixels(harmon: Harmon, prompts: tuple[str, ...] = PROMPTS, seeds: tuple[int, ...] = SEEDS, **settings: Any) -> Any:
@@ -96,7 +96,7 @@ def test_the_cached_prompt_gives_the_conditions_of_training(harmon: Harmon, atte
 
 def test_sampling_follows_the_recorded_attention(native: Harmon) -> None:
     causal = pixels(native)
-    native.realise(Realisation(attention="paper"))
+    native.configure(Conditioning(attention="paper"))
     assert not np.array_equal(pixels(native), causal)
 
 

@@ -18,7 +18,7 @@ from harmon_tiny import (
 from steps import draws_of, t2i_loss
 
 from segros_eval.pipeline.catalog import load_catalog
-from segros_train.backbone import Realisation
+from segros_train.backbone import Conditioning
 from segros_train.backbones.harmon.adapter import Harmon, visible_indices
 from segros_train.backbones.harmon.diffusion import draw_timesteps, training_steps
 from segros_train.backbones.harmon.mar import gather_rows
@@ -27,14 +27,14 @@ from segros_train.draws import Draws
 from segros_train.types import Supervision
 
 TASKS = Path(__file__).parents[2] / "tasks"
-NO_DROPOUT = Realisation(text_dropout=0.0)
+NO_DROPOUT = Conditioning(text_dropout=0.0)
 CAPTIONS = ("a red circle", "a big blue square .")
 
 
 @pytest.fixture
 def harmon(tmp_path: Path) -> Harmon:
     backbone = tiny_harmon(tmp_path)
-    backbone.realise(NO_DROPOUT)
+    backbone.configure(NO_DROPOUT)
     return backbone
 
 
@@ -79,12 +79,12 @@ def test_attention_hints_their_slot_and_the_caption_each_change_the_loss(harmon:
     hinted = Supervision(caption=True, hints=hints, masked=masked)
     losses = [loss(harmon, Supervision(caption=True, masked=masked), *CAPTIONS), loss(harmon, hinted, *CAPTIONS)]
     losses.append(loss(harmon, hinted, *reversed(CAPTIONS)))
-    for realisation in (
+    for conditioning in (
         replace(NO_DROPOUT, attention="paper"),
         replace(NO_DROPOUT, hint_slot="user"),
         replace(NO_DROPOUT, attention="paper", hint_slot="user"),
     ):
-        harmon.realise(realisation)
+        harmon.configure(conditioning)
         losses.append(loss(harmon, hinted, *CAPTIONS))
     assert len(set(losses)) == len(losses)
 
@@ -93,9 +93,9 @@ def test_hints_stand_in_front_of_a_caption_and_behind_the_users_turn_of_a_recons
     masked, hints = masks(2, 12), some_hints(2, 5)
     for caption, slot in ((True, "prefix"), (False, "user")):
         supervision = Supervision(caption=caption, hints=hints, masked=masked)
-        harmon.realise(NO_DROPOUT)
+        harmon.configure(NO_DROPOUT)
         default = loss(harmon, supervision, *CAPTIONS)
-        harmon.realise(replace(NO_DROPOUT, hint_slot=slot))
+        harmon.configure(replace(NO_DROPOUT, hint_slot=slot))
         assert loss(harmon, supervision, *CAPTIONS) == default
 
 
@@ -117,7 +117,7 @@ def test_a_reconstruction_never_reads_the_caption(harmon: Harmon) -> None:
 
 
 def test_a_dropped_caption_leaves_the_hints(harmon: Harmon) -> None:
-    harmon.realise(replace(NO_DROPOUT, text_dropout=1.0))
+    harmon.configure(replace(NO_DROPOUT, text_dropout=1.0))
     masked = masks(2, 12)
     few, many = (Supervision(caption=True, hints=some_hints(2, count), masked=masked) for count in (2, 6))
     assert loss(harmon, few, *CAPTIONS) == loss(harmon, few, *reversed(CAPTIONS))
@@ -176,7 +176,7 @@ def test_embeddings_are_those_of_the_caption_and_of_the_encoding_that_hints_are_
 
 def test_dropout_works_in_training_and_not_in_evaluation(tmp_path: Path) -> None:
     harmon = tiny_harmon(tmp_path, changed(projection_dropout=0.3))
-    harmon.realise(NO_DROPOUT)
+    harmon.configure(NO_DROPOUT)
     supervision = Supervision(caption=True, masked=masks(2, 12))
 
     def losses() -> set[float]:

@@ -11,7 +11,7 @@ from harmon_tiny import NUM_CELLS, changed, generation_batch, instruction_batch,
 from steps import t2i_loss
 from torch import Tensor, nn
 
-from segros_train.backbone import Realisation
+from segros_train.backbone import Conditioning
 from segros_train.backbones.harmon.adapter import Harmon
 from segros_train.types import Checkpointing, Supervision
 
@@ -37,7 +37,7 @@ def loss(request: pytest.FixtureRequest) -> Callable[[Harmon], Tensor]:
 def training(tmp_path: Path, checkpointing: Checkpointing, *, dropout: float = 0.0) -> Harmon:
     """Return a model in train mode whose diffusion head takes chunks of five rows."""
     harmon = tiny_harmon(tmp_path, changed(projection_dropout=dropout, attention_dropout=dropout)).train()
-    harmon.realise(Realisation(text_dropout=0.0))
+    harmon.configure(Conditioning(text_dropout=0.0))
     harmon.set_checkpointing(checkpointing)
     harmon.model.mar.diffloss.chunk = 5
     return harmon

@@ -15,7 +15,7 @@ from harmon_tiny import CARD, CONFIG, changed, tiny_harmon
 from safetensors.torch import save_file
 from torch import Tensor
 
-from segros_train.backbone import Realisation
+from segros_train.backbone import Conditioning
 from segros_train.backbones.harmon.adapter import Harmon
 from segros_train.backbones.harmon.config import HarmonConfig
 from segros_train.backbones.harmon.loading import locate
@@ -64,13 +64,13 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         assert value.dtype == torch.float32 and torch.equal(value, other[key]), key
 
 
-def test_a_checkpoint_gives_back_weights_tokenizer_and_realisation(harmon: Harmon, tmp_path: Path) -> None:
-    realisation = Realisation(attention="paper", hint_slot="prefix", text_dropout=0.2)
-    harmon.realise(realisation)
+def test_a_checkpoint_gives_back_weights_tokenizer_and_conditioning(harmon: Harmon, tmp_path: Path) -> None:
+    conditioning = Conditioning(attention="paper", hint_slot="prefix", text_dropout=0.2)
+    harmon.configure(conditioning)
     harmon.save_pretrained(tmp_path / "checkpoint")
     again = load(CARD, source=tmp_path / "checkpoint")
     assert_same(again.upstream_state(), harmon.upstream_state())
-    assert again.realisation == realisation
+    assert again.conditioning == conditioning
     assert again.tokenizer.ids("a red circle") == harmon.tokenizer.ids("a red circle")
     assert again.model.llm.lm_head.weight is again.model.llm.model.embed_tokens.weight
     frozen = {name for name, part in harmon.named_parameters() if not part.requires_grad}

@@ -18,7 +18,7 @@ from steps import draws_of
 from torch import Tensor, nn
 
 from segros_eval.pipeline.keys import latents_folder
-from segros_train.backbone import Backbone, Realisation
+from segros_train.backbone import Backbone, Conditioning
 from segros_train.backbones.openuni.adapter import OpenUni
 from segros_train.data import latent_cache
 from segros_train.data.batches import MicroBatch, Share, generation_batches
@@ -107,7 +107,7 @@ def blank(batch: GenerationBatch) -> GenerationBatch:
 def test_a_step_from_the_cache_has_the_loss_and_gradients_of_one_without(
     backbone: Backbone, tmp_path: Path, method: Method
 ) -> None:
-    backbone.realise(Realisation(attention="paper", text_dropout=0.3))
+    backbone.configure(Conditioning(attention="paper", text_dropout=0.3))
     cached = WithLatents(SOURCE, encode(backbone, SOURCE, tmp_path, batch_size=2))
     for plain, kept in zip(batches(backbone, SOURCE, "fixed"), batches(backbone, cached, "fixed"), strict=True):
         loss, gradients = step(backbone, plain, method)
@@ -167,7 +167,7 @@ def test_a_step_reads_of_the_cache_what_it_asks_for_alone(openuni: OpenUni, tmp_
             return super().__getitem__(name)
 
     (batch, _) = batches(openuni, WithLatents(SOURCE, encode(openuni, SOURCE, tmp_path)), "fixed")
-    openuni.realise(Realisation(text_dropout=0.0))
+    openuni.configure(Conditioning(text_dropout=0.0))
     watched = replace(batch, latents=tuple(Watched(latents or {}) for latents in batch.latents))
     encoded, draws = openuni.encode(watched), draws_of(5)
     openuni.t2i_loss(encoded, SFT().supervise(openuni.embed(openuni.encode(batch)), None, draws), draws)
@@ -178,7 +178,7 @@ def test_what_was_encoded_with_frozen_parts_in_bf16_as_on_a_gpu_gives_the_same_l
     openuni = tiny_openuni(tmp_path)
     openuni.model.lmm.bfloat16()
     openuni.model.vae.bfloat16()
-    openuni.realise(Realisation(text_dropout=0.0))
+    openuni.configure(Conditioning(text_dropout=0.0))
     cached = WithLatents(SOURCE, encode(openuni, SOURCE, tmp_path, precision="bf16", batch_size=3))
     kept, plain = (batches(openuni, source, "fixed")[0] for source in (cached, SOURCE))
     assert kept.latents[0] is not None and kept.latents[0]["seen"].dtype == torch.bfloat16

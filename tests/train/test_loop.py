@@ -126,9 +126,9 @@ def test_a_cpu_trains_in_float32_unless_told_otherwise(tmp_path: Path) -> None:
 
 def test_the_recipes_text_dropout_is_realised(tmp_path: Path) -> None:
     backbone = ToyBackbone()
-    backbone.realise(replace(backbone.realisation, attention="paper"))
+    backbone.configure(replace(backbone.conditioning, attention="paper"))
     train_toy(tmp_path, backbone=backbone, text_dropout=0.25, optimizer_steps=1)
-    assert (backbone.realisation.text_dropout, backbone.realisation.attention) == (0.25, "paper")
+    assert (backbone.conditioning.text_dropout, backbone.conditioning.attention) == (0.25, "paper")
 
 
 def test_no_weight_takes_no_image_to_text_loss(tmp_path: Path) -> None:

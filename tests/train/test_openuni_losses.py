@@ -11,7 +11,7 @@ from openuni_tiny import NUM_CELLS, NUM_VISUAL, changed, generation_batch, instr
 from steps import draws_of, t2i_loss
 from torch import Tensor
 
-from segros_train.backbone import Realisation
+from segros_train.backbone import Conditioning
 from segros_train.backbones.openuni.adapter import OpenUni
 from segros_train.backbones.openuni.flow import add_noise, masked_velocity_error, timesteps_of
 from segros_train.backbones.openuni.model import position_ids, prefix_mask
@@ -19,7 +19,7 @@ from segros_train.errors import PrerequisiteError
 from segros_train.types import Supervision
 
 CAPTIONS = ("a photo of a red circle", "a photo of two blue squares")
-NO_DROPOUT = Realisation(text_dropout=0.0)
+NO_DROPOUT = Conditioning(text_dropout=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def openuni(folder: Path) -> OpenUni:
     backbone = tiny_openuni(folder)
-    backbone.realise(NO_DROPOUT)
+    backbone.configure(NO_DROPOUT)
     return backbone
 
 
@@ -51,7 +51,7 @@ def loss(backbone: OpenUni, supervision: Supervision, *, seed: int = 0, captions
 
 def with_config(folder: Path, **fields: str) -> OpenUni:
     backbone = tiny_openuni(folder, changed(**fields))
-    backbone.realise(NO_DROPOUT)
+    backbone.configure(NO_DROPOUT)
     return backbone
 
 
@@ -127,7 +127,7 @@ def test_hints_condition_the_image_by_which_embeddings_they_are(openuni: OpenUni
 
 
 def test_a_dropped_caption_shows_no_hint_and_takes_the_whole_loss(openuni: OpenUni) -> None:
-    openuni.realise(Realisation(text_dropout=1.0))
+    openuni.configure(Conditioning(text_dropout=1.0))
     shown = Supervision(caption=True, hints=hints(1, 2, 3), masked=cells(4, 5))
     assert loss(openuni, shown) == pytest.approx(loss(openuni, Supervision(caption=True)), rel=1e-6)
     empty = openuni.tokenizer.no_caption()
@@ -144,7 +144,7 @@ def test_a_caption_too_short_to_be_grounded_is_trained_on_plainly(openuni: OpenU
 
 
 def test_a_reconstruction_has_an_instruction_and_is_never_dropped(openuni: OpenUni) -> None:
-    openuni.realise(Realisation(text_dropout=1.0))
+    openuni.configure(Conditioning(text_dropout=1.0))
     shown = Supervision(caption=False, hints=torch.arange(NUM_VISUAL).expand(2, -1))
     prompts, plain = openuni._prompts(openuni.encode(generation_batch(*CAPTIONS)), shown, draws_of(2))
     assert plain == [False, False]
@@ -164,7 +164,7 @@ def test_hints_see_one_another_only_where_the_paper_has_it(folder: Path) -> None
     for attention in ("paper", "native"):
         for reading in ("bidirectional", "causal"):
             backbone = with_config(folder, hint_attention=reading)
-            backbone.realise(replace(NO_DROPOUT, attention=attention))
+            backbone.configure(replace(NO_DROPOUT, attention=attention))
             measured[attention, reading] = loss(backbone, shown)
     causal = measured["native", "causal"]
     assert measured["paper", "causal"] == measured["native", "bidirectional"] == causal
@@ -186,11 +186,11 @@ def test_the_mask_of_a_prompt_is_finite_and_opens_hints_alone() -> None:
 
 def test_hints_stand_in_front_of_the_template_where_that_is_asked_for(openuni: OpenUni) -> None:
     shown, image = Supervision(caption=True, hints=hints(1, 2)), openuni.tokenizer.image_id
-    openuni.realise(replace(NO_DROPOUT, hint_slot="prefix"))
+    openuni.configure(replace(NO_DROPOUT, hint_slot="prefix"))
     prompts, _ = openuni._prompts(openuni.encode(generation_batch(*CAPTIONS)), shown, draws_of(2))
     bare = openuni.tokenizer.caption(CAPTIONS[0])
     assert prompts[0].ids == (image, image, *bare.ids)
-    openuni.realise(replace(NO_DROPOUT, hint_slot="user"))
+    openuni.configure(replace(NO_DROPOUT, hint_slot="user"))
     prompts, _ = openuni._prompts(openuni.encode(generation_batch(*CAPTIONS)), shown, draws_of(2))
     assert prompts[0].ids != (image, image, *bare.ids)
     assert prompts[0].ids.count(image) == 2

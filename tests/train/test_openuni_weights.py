@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from steps import t2i_loss
 from torch import Tensor
 
-from segros_train.backbone import Realisation
+from segros_train.backbone import Conditioning
 from segros_train.backbones.openuni.adapter import OpenUni
 from segros_train.backbones.openuni.loading import load
 from segros_train.backbones.openuni.state_dict import is_frozen, our_names, upstream_names
@@ -196,14 +196,14 @@ def test_a_checkpoint_holds_what_is_trained_and_lies_over_the_published_files(
 ) -> None:
     publish(home, openuni)
     trained = load(PHOTO_CARD)
-    trained.realise(Realisation(attention="paper", text_dropout=0.25))
+    trained.configure(Conditioning(attention="paper", text_dropout=0.25))
     with torch.no_grad():
         trained.model.meta_queries += 1
     trained.save_pretrained(tmp_path / "kept")
     assert not any(is_frozen(key) for key in load_file(tmp_path / "kept" / "model.safetensors"))
     again = load(PHOTO_CARD, source=tmp_path / "kept")
     assert same(trained, again)
-    assert again.realisation == trained.realisation
+    assert again.conditioning == trained.conditioning
     place(home, "lmm").unlink()
     with pytest.raises(PrerequisiteError, match="InternVL"):
         load(PHOTO_CARD, source=tmp_path / "kept")

@@ -11,7 +11,7 @@ from showo_tiny import CODES_ONLY, NUM_CELLS, NUM_PATCHES, generation_batch, ins
 from steps import draws_of, embed, t2i_loss
 from torch import Tensor
 
-from segros_train.backbone import Realisation
+from segros_train.backbone import Conditioning
 from segros_train.backbones.showo.adapter import Showo
 from segros_train.backbones.showo.layout import drawing_layout, reading_mask
 from segros_train.masking import num_masked
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def showo(folder: Path) -> Showo:
     backbone = tiny_showo(folder)
-    backbone.realise(Realisation(text_dropout=0.0))
+    backbone.configure(Conditioning(text_dropout=0.0))
     return backbone
 
 
@@ -46,7 +46,7 @@ def hints(count: int) -> Tensor:
 def test_the_loss_reads_the_caption_the_visible_cells_and_the_hints(showo: Showo) -> None:
     plain = loss(showo, Supervision(caption=True, masked=MASKED))
     assert plain != loss(showo, Supervision(caption=True, masked=MASKED, hints=hints(4)))
-    showo.realise(Realisation(text_dropout=1.0))
+    showo.configure(Conditioning(text_dropout=1.0))
     assert plain != loss(showo, Supervision(caption=True, masked=MASKED))
 
 
@@ -75,7 +75,7 @@ def test_the_loss_is_the_mean_over_the_target_cells(showo: Showo) -> None:
 def test_boundary_targets_add_two_targets_to_each_row(folder: Path) -> None:
     plain, bordered = (tiny_showo(folder, boundary_targets=flag) for flag in (False, True))
     for backbone in (plain, bordered):
-        backbone.realise(Realisation(text_dropout=0.0))
+        backbone.configure(Conditioning(text_dropout=0.0))
     supervision = Supervision(caption=True, masked=MASKED)
     without, both = loss(plain, supervision), loss(bordered, supervision)
     image = torch.cat(
@@ -111,7 +111,7 @@ def test_a_dropped_caption_takes_its_hints_along(folder: Path) -> None:
     with_hints = Supervision(caption=True, masked=MASKED, hints=hints(4))
     for dropped, equal in ((True, True), (False, False)):
         backbone = tiny_showo(folder, drop_hints_with_text=dropped)
-        backbone.realise(Realisation(text_dropout=1.0))
+        backbone.configure(Conditioning(text_dropout=1.0))
         same = loss(backbone, with_hints) == pytest.approx(loss(backbone, without_text), rel=1e-5)
         assert same is equal
 
@@ -120,7 +120,7 @@ def test_a_dropped_caption_takes_its_hints_along(folder: Path) -> None:
 def test_without_hints_both_attentions_are_upstreams(showo: Showo, attention: str) -> None:
     supervision = Supervision(caption=True, masked=MASKED)
     native = loss(showo, supervision)
-    showo.realise(Realisation(attention=attention, text_dropout=0.0))  # type: ignore[arg-type]
+    showo.configure(Conditioning(attention=attention, text_dropout=0.0))  # type: ignore[arg-type]
     assert loss(showo, supervision) == native
 
 

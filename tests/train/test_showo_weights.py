@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from showo_tiny import CARD, CONFIG, tiny_showo
 from torch import Tensor
 
-from segros_train.backbone import Realisation
+from segros_train.backbone import Conditioning
 from segros_train.backbones.loading import load
 from segros_train.backbones.showo.adapter import Showo
 from segros_train.backbones.showo.loading import locate
@@ -139,13 +139,13 @@ def test_every_missing_file_is_named_with_its_command(tmp_path: Path) -> None:
     assert "is no folder" in only.what
 
 
-def test_a_checkpoint_gives_back_weights_and_realisation(showo: Showo, tmp_path: Path) -> None:
-    chosen = Realisation(attention="paper", hint_slot="user", text_dropout=0.2)
-    showo.realise(chosen)
+def test_a_checkpoint_gives_back_weights_and_conditioning(showo: Showo, tmp_path: Path) -> None:
+    chosen = Conditioning(attention="paper", hint_slot="user", text_dropout=0.2)
+    showo.configure(chosen)
     showo.save_pretrained(tmp_path / "kept")
     again = load(CARD, source=tmp_path / "kept")
     assert_same(again.upstream_state(), showo.upstream_state())
-    assert again.realisation == chosen
+    assert again.conditioning == chosen
     frozen = {name for name, parameter in showo.named_parameters() if not parameter.requires_grad}
     assert {name for name, parameter in again.named_parameters() if not parameter.requires_grad} == frozen
     assert not any(part.training for part in again.modules() if part is not again)

@@ -16,7 +16,7 @@ from steps import embed
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segros_train.backbone import Backbone, Realisation
+from segros_train.backbone import Backbone, Conditioning
 from segros_train.backbones.common.dialogues import IGNORED
 from segros_train.backbones.openuni.adapter import OpenUni
 from segros_train.backbones.openuni.config import OpenUniConfig
@@ -71,7 +71,7 @@ def kept_bytes() -> Iterator[dict[int, int]]:
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 def test_recomputation_changes_neither_the_loss_nor_a_gradient(built: Family, method: Method, attention: str) -> None:
     backbone, batch = built
-    backbone.realise(Realisation(attention=attention, text_dropout=0.3))
+    backbone.configure(Conditioning(attention=attention, text_dropout=0.3))
     objective = Objective(backbone, method, RECIPE, seed=5).train()
     found = {}
     for checkpointing in ("none", "blocks", "all"):
@@ -213,7 +213,7 @@ def test_a_step_reads_its_images_once_and_not_at_all_where_nobody_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, tower: str, encoder: str, method: Method
 ) -> None:
     backbone, batch = family(name, tmp_path)
-    backbone.realise(Realisation(text_dropout=0.0))
+    backbone.configure(Conditioning(text_dropout=0.0))
     model: nn.Module = backbone.model  # type: ignore[assignment]
     seen, encoded = counted(monkeypatch, model, tower), counted(monkeypatch, model, encoder)
     Objective(backbone, method, RECIPE, seed=5).train()(batch, 0)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from segros_train.backbone import Backbone, Encoded, ParameterGroups, Realisation
+from segros_train.backbone import Backbone, Conditioning, Encoded, ParameterGroups
 from segros_train.data.reading import DataError
 from segros_train.data.samples import GenerationSample, InstructionSample
 from segros_train.draws import Draws
@@ -91,7 +91,7 @@ class ToyBackbone(Backbone):
 
     def __init__(self, *, seed: int = 0, dropout: float = 0.1) -> None:
         super().__init__()
-        self.realisation = Realisation()
+        self.conditioning = Conditioning()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = nn.Linear(3, WIDTH).requires_grad_(False)
@@ -140,8 +140,8 @@ class ToyBackbone(Backbone):
         matrices = tuple(parameter for parameter in trainable if parameter.dim() > 1)
         return ParameterGroups(matrices, tuple(parameter for parameter in trainable if parameter.dim() <= 1))
 
-    def realise(self, realisation: Realisation) -> None:
-        self.realisation = realisation
+    def configure(self, conditioning: Conditioning) -> None:
+        self.conditioning = conditioning
 
     def save_pretrained(self, directory: Path) -> None:
         (directory / "config.json").write_text(json.dumps({"family": "toy"}))

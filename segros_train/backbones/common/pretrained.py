@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from segros_train.backbone import Realisation
+from segros_train.backbone import Conditioning
 from segros_train.errors import PrerequisiteError
 from segros_train.files import atomic_write, write_json
 from segros_train.types import BackboneCard
@@ -32,7 +32,7 @@ class Checkpoint(Generic[Texts]):
     """What a checkpoint of ours holds, its tokenizer as the family wraps it."""
 
     state: Mapping[str, Tensor]
-    realisation: Realisation
+    conditioning: Conditioning
     tokenizer: Texts
 
 
@@ -97,7 +97,7 @@ def write_checkpoint(
     card: BackboneCard,
     config: Any,
     tokenizer: Tokenizer,
-    realisation: Realisation,
+    conditioning: Conditioning,
     dtype: torch.dtype,
 ) -> None:
     """Write a checkpoint of ours; `config.json` comes last and marks it as whole.
@@ -108,7 +108,7 @@ def write_checkpoint(
         card: The card the weights realise.
         config: The configuration they have, a dataclass.
         tokenizer: Written as `tokenizer.json`.
-        realisation: Choices the weights were trained under.
+        conditioning: Choices the weights were trained under.
         dtype: Type on disk of floating-point tensors.
 
     Raises:
@@ -126,7 +126,7 @@ def write_checkpoint(
         "family": card.family,
         "card": card.name,
         "config": asdict(config),
-        "realisation": asdict(realisation),
+        "realisation": asdict(conditioning),
     }
     write_json(directory / "config.json", record)
 
@@ -153,7 +153,7 @@ def read_checkpoint(
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         config = type(card.config).from_dict(record["config"])
-        realisation = Realisation(**record["realisation"])
+        conditioning = Conditioning(**record["realisation"])
         family, name = record["family"], record["card"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PrerequisiteError(f"{path} describes no checkpoint of segros: {error!r}.") from error
@@ -163,7 +163,7 @@ def read_checkpoint(
     if changed := _listed_changes(written, asked):
         raise PrerequisiteError(f"{directory} was written with another configuration: {'; '.join(changed)}.")
     texts = tokenizer(directory / "tokenizer.json")
-    return Checkpoint(read_state(directory / "model.safetensors"), realisation, texts)
+    return Checkpoint(read_state(directory / "model.safetensors"), conditioning, texts)
 
 
 def _listed_changes(written: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from segros_train.backbone import Backbone, Encoded, ImageTransform, ParameterGroups, Realisation
+from segros_train.backbone import Backbone, Conditioning, Encoded, ImageTransform, ParameterGroups
 from segros_train.backbones.common.answering import answer, choice_logprobs
 from segros_train.backbones.common.dialogues import labels_of
 from segros_train.backbones.common.instructions import INSTRUCTIONS
@@ -60,7 +60,7 @@ class Harmon(Backbone):
         model: HarmonModel,
         tokenizer: HarmonTokenizer,
         *,
-        realisation: Realisation | None = None,
+        conditioning: Conditioning | None = None,
         instructions: Sequence[str] = INSTRUCTIONS,
     ) -> None:
         """Wrap a model.
@@ -69,14 +69,14 @@ class Harmon(Backbone):
             card: What the model realises.
             model: Modules and weights.
             tokenizer: The language model's.
-            realisation: Choices to follow.
+            conditioning: Choices to follow.
             instructions: Texts for samples without a caption.
         """
         super().__init__()
         self.card = card
         self.model = model
         self.tokenizer = tokenizer
-        self.realisation = realisation or Realisation()
+        self.conditioning = conditioning or Conditioning()
         self.instructions = tuple(instructions)
 
     @property
@@ -143,13 +143,13 @@ class Harmon(Backbone):
         masked = supervision.masked.to(self.device)
         target = masked if supervision.target is None else supervision.target.to(self.device)
         prompts = self._prompts(encoded, supervision, draws)
-        slot = self.realisation.hint_slot or ("prefix" if supervision.caption else "user")
+        slot = self.conditioning.hint_slot or ("prefix" if supervision.caption else "user")
         conditions = self.model.conditions(
             self._embed_ids(prompts.ids),
             prompts.valid,
             latents,
             visible_indices(masked),
-            attention=self.realisation.attention,
+            attention=self.conditioning.attention,
             hints=self._hints(encoded, supervision),
             slot=0 if slot == "prefix" else len(self.tokenizer.head),
         )
@@ -188,7 +188,7 @@ class Harmon(Backbone):
             picks = draws.below("instruction", len(self.instructions))
             rows = [self.tokenizer.request("\n" + self.instructions[pick], limit=limit) for pick in picks]
         empty = self.tokenizer.request(NO_CAPTION, limit=limit)
-        dropped = (draws.uniform("caption drop") < self.realisation.text_dropout).tolist()
+        dropped = (draws.uniform("caption drop") < self.conditioning.text_dropout).tolist()
         rows = [empty if drop else row for row, drop in zip(rows, dropped, strict=True)]
         return self.tokenizer.pad(rows, device=self.device)
 
@@ -245,9 +245,9 @@ class Harmon(Backbone):
                 groups[not exempt].append(parameter)
         return ParameterGroups(decayed=tuple(groups[True]), not_decayed=tuple(groups[False]))
 
-    def realise(self, realisation: Realisation) -> None:
+    def configure(self, conditioning: Conditioning) -> None:
         """Adopt choices that training and sampling follow and checkpoints record."""
-        self.realisation = realisation
+        self.conditioning = conditioning
 
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write a checkpoint: `config.json`, `model.safetensors` with the autoencoder, `tokenizer.json`.
@@ -262,7 +262,7 @@ class Harmon(Backbone):
             card=self.card,
             config=self.model.config,
             tokenizer=self.tokenizer.tokenizer,
-            realisation=self.realisation,
+            conditioning=self.conditioning,
             dtype=dtype,
         )
 

@@ -38,16 +38,16 @@ def load(
 
     found = locate(card, source)
     found.require(card, source)
-    read, realisation = HarmonTokenizer.from_file, None
+    read, conditioning = HarmonTokenizer.from_file, None
     if found.checkpoint is not None:
         kept = read_checkpoint(found.checkpoint, card, function=state_dict.FUNCTION, tokenizer=read)
-        origin, state, tokenizer, realisation = found.checkpoint, kept.state, kept.tokenizer, kept.realisation
+        origin, state, tokenizer, conditioning = found.checkpoint, kept.state, kept.tokenizer, kept.conditioning
     else:
         origin, tokenizer = found.files["model"], read(found.files["tokenizer"])
         state = state_dict.published_state(found.files)
     model = state_dict.build(card.config, state, origin=str(origin), device=device, precision=precision)
     instructions = instructions_from(card.config.instructions_file)
-    return Harmon(card, model, tokenizer, realisation=realisation, instructions=instructions)
+    return Harmon(card, model, tokenizer, conditioning=conditioning, instructions=instructions)
 
 
 def fresh(card: BackboneCard, *, tokenizer: Path, seed: int, device: str = "cpu") -> Harmon:

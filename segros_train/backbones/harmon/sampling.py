@@ -244,7 +244,7 @@ def _draw_batch(
             tokenizer.pad(texts, device=backbone.device),
             rows,
             grid=(side, side),
-            attention=backbone.realisation.attention,
+            attention=backbone.conditioning.attention,
         )
         latents = sampler.run(plan[-backbone.last_steps :], drawn, temperature=settings.temperature)
     return decoded(latents, model.decode_latents, size_px=backbone.card.image_size_px)

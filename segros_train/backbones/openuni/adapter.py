@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Generator, Tensor
 
-from segros_train.backbone import Backbone, Encoded, ImageTransform, ParameterGroups, Realisation
+from segros_train.backbone import Backbone, Conditioning, Encoded, ImageTransform, ParameterGroups
 from segros_train.backbones.common.images import CropToSquare, to_pixels
 from segros_train.backbones.common.instructions import instructions_from
 from segros_train.backbones.openuni import answering, sampling
@@ -56,7 +56,7 @@ class OpenUni(Backbone):
         model: OpenUniModel,
         tokenizer: OpenUniTokenizer,
         *,
-        realisation: Realisation | None = None,
+        conditioning: Conditioning | None = None,
     ) -> None:
         """Wrap a model.
 
@@ -64,7 +64,7 @@ class OpenUni(Backbone):
             card: What the model realises.
             model: Modules and weights.
             tokenizer: The language model's.
-            realisation: Choices to follow.
+            conditioning: Choices to follow.
 
         Raises:
             PrerequisiteError: If the configuration's file of instructions cannot be read.
@@ -73,7 +73,7 @@ class OpenUni(Backbone):
         self.card = card
         self.model = model
         self.tokenizer = tokenizer
-        self.realisation = realisation or Realisation()
+        self.conditioning = conditioning or Conditioning()
         self.instructions = instructions_from(model.config.instructions_file)
 
     @property
@@ -158,7 +158,7 @@ class OpenUni(Backbone):
             picks = draws.below("instruction", len(self.instructions))
             rows = [self._with_hints(self.tokenizer.request, self.instructions[pick], num_hints) for pick in picks]
             return rows, [False] * len(rows)
-        dropped = (draws.uniform("caption drop") < self.realisation.text_dropout).tolist()
+        dropped = (draws.uniform("caption drop") < self.conditioning.text_dropout).tolist()
         rows, plain = [], []
         for caption, prompt, drop in zip(encoded.batch.captions, encoded["prompts"], dropped, strict=True):
             bare = self.tokenizer.no_caption() if drop else prompt
@@ -168,8 +168,8 @@ class OpenUni(Backbone):
         return rows, plain
 
     def _with_hints(self, prompt: Callable[..., Prompt], text: str, num_hints: int) -> Prompt:
-        """Tokenise a prompt with places for hints where the realisation puts them."""
-        if self.realisation.hint_slot != "prefix":
+        """Tokenise a prompt with places for hints where the conditioning puts them."""
+        if self.conditioning.hint_slot != "prefix":
             return prompt(text, num_hints=num_hints)
         bare = prompt(text)
         places = (self.tokenizer.image_id,) * num_hints
@@ -202,7 +202,7 @@ class OpenUni(Backbone):
         if visual is not None:
             places = padded.ids == self.tokenizer.image_id
             rows = rows.masked_scatter(places.unsqueeze(-1), visual.to(rows.dtype))
-            both_ways = self.realisation.attention == "paper" and self.model.config.hint_attention == "bidirectional"
+            both_ways = self.conditioning.attention == "paper" and self.model.config.hint_attention == "bidirectional"
             hints = places if both_ways else None
         return self.model.condition(self.model.query(self.model.read(rows, padded.valid, hints=hints)))
 
@@ -270,9 +270,9 @@ class OpenUni(Backbone):
                 groups[parameter.dim() > 1].append(parameter)
         return ParameterGroups(decayed=tuple(groups[True]), not_decayed=tuple(groups[False]))
 
-    def realise(self, realisation: Realisation) -> None:
+    def configure(self, conditioning: Conditioning) -> None:
         """Adopt choices that training and sampling follow and checkpoints record."""
-        self.realisation = realisation
+        self.conditioning = conditioning
 
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write a checkpoint: `config.json`, `model.safetensors`, `tokenizer.json`.
@@ -288,7 +288,7 @@ class OpenUni(Backbone):
             self.model,
             card=self.card,
             tokenizer=self.tokenizer,
-            realisation=self.realisation,
+            conditioning=self.conditioning,
             dtype=dtype,
         )
 

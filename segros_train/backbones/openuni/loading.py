@@ -46,7 +46,7 @@ def load(
         model = state_dict.build(
             card.config, {**state, **kept.state}, origin=origin, device=device, precision=precision
         )
-        return OpenUni(card, model, kept.tokenizer, realisation=kept.realisation)
+        return OpenUni(card, model, kept.tokenizer, conditioning=kept.conditioning)
     state = state_dict.overlaid(state, found.overlays)
     model = state_dict.build(card.config, state, origin=str(found.overlays[-1]), device=device, precision=precision)
     return OpenUni(card, model, read(found.files["tokenizer"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from segros_train.backbone import Realisation
+from segros_train.backbone import Conditioning
 from segros_train.backbones.common import pretrained
 from segros_train.backbones.openuni.model import OpenUniModel
 from segros_train.backbones.openuni.prompts import OpenUniTokenizer
@@ -25,7 +25,7 @@ def write_checkpoint(
     *,
     card: BackboneCard,
     tokenizer: OpenUniTokenizer,
-    realisation: Realisation,
+    conditioning: Conditioning,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a checkpoint of ours, see `checkpoints.write_checkpoint`.
@@ -38,6 +38,6 @@ def write_checkpoint(
         card=card,
         config=model.config,
         tokenizer=tokenizer.tokenizer,
-        realisation=realisation,
+        conditioning=conditioning,
         dtype=dtype,
     )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segros_train.backbone import Backbone, Encoded, ImageTransform, ParameterGroups, Realisation
+from segros_train.backbone import Backbone, Conditioning, Encoded, ImageTransform, ParameterGroups
 from segros_train.backbones.common.answering import answer, choice_logprobs, supervised_places
 from segros_train.backbones.common.dialogues import IGNORED, labels_of
 from segros_train.backbones.common.instructions import instructions_from
@@ -53,7 +53,7 @@ class Showo(Backbone):
         model: ShowoModel,
         tokenizer: ShowoTokenizer,
         *,
-        realisation: Realisation | None = None,
+        conditioning: Conditioning | None = None,
         instructions: Sequence[str] | None = None,
     ) -> None:
         """Wrap a model.
@@ -62,7 +62,7 @@ class Showo(Backbone):
             card: What the model realises.
             model: Modules and weights.
             tokenizer: The language model's.
-            realisation: Choices to follow.
+            conditioning: Choices to follow.
             instructions: Texts for samples without a caption; None takes the configuration's.
 
         Raises:
@@ -72,7 +72,7 @@ class Showo(Backbone):
         self.card = card
         self.model = model
         self.tokenizer = tokenizer
-        self.realisation = realisation or Realisation()
+        self.conditioning = conditioning or Conditioning()
         own = instructions_from(model.config.instructions_file)
         self.instructions = tuple(own if instructions is None else instructions)
 
@@ -192,7 +192,7 @@ class Showo(Backbone):
             picks = draws.below("instruction", len(self.instructions))
             texts = [f"USER: \n {self.instructions[pick]} ASSISTANT:" for pick in picks]
             rows = [self.tokenizer.request(text, limit=limit) for text in texts]
-        dropped = draws.uniform("caption drop") < self.realisation.text_dropout
+        dropped = draws.uniform("caption drop") < self.conditioning.text_dropout
         empty = self.tokenizer.request("", limit=limit)
         rows = [empty if drop else row for row, drop in zip(rows, dropped.tolist(), strict=True)]
         width = max(map(len, rows))
@@ -204,11 +204,11 @@ class Showo(Backbone):
             image.shape[1],
             num_hints=0 if hints is None else hints.shape[1],
             with_hints=~dropped.to(self.device) if self.model.config.drop_hints_with_text else None,
-            slot=self.realisation.hint_slot or ("prefix" if supervision.caption else "user"),
+            slot=self.conditioning.hint_slot or ("prefix" if supervision.caption else "user"),
             offset=limit - width,
         )
         parts = ([] if hints is None else [hints]) + [self.model.embed(torch.cat([ids, image], dim=1))]
-        attention = self.realisation.attention
+        attention = self.conditioning.attention
         rows_see = layout.blocks(attention)
         states = self.model.hidden(
             torch.cat(parts, dim=1),
@@ -284,9 +284,9 @@ class Showo(Backbone):
                 groups[not name.endswith("bias")].append(parameter)
         return ParameterGroups(decayed=tuple(groups[True]), not_decayed=tuple(groups[False]))
 
-    def realise(self, realisation: Realisation) -> None:
+    def configure(self, conditioning: Conditioning) -> None:
         """Adopt choices that training and sampling follow and checkpoints record."""
-        self.realisation = realisation
+        self.conditioning = conditioning
 
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write a checkpoint: `config.json`, `model.safetensors` with all parts, `tokenizer.json`.
@@ -301,7 +301,7 @@ class Showo(Backbone):
             card=self.card,
             config=self.model.config,
             tokenizer=self.tokenizer.tokenizer,
-            realisation=self.realisation,
+            conditioning=self.conditioning,
             dtype=dtype,
         )
 

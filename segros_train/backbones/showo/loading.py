@@ -43,7 +43,7 @@ def load(
         model = state_dict.build(
             card.config, kept.state, origin=str(found.checkpoint), device=device, precision=precision
         )
-        return Showo(card, model, kept.tokenizer, realisation=kept.realisation)
+        return Showo(card, model, kept.tokenizer, conditioning=kept.conditioning)
     tokenizer = state_dict.tokenizer_of(card.config, found.files["tokenizer"])
     state = state_dict.published_state(found.files)
     model = state_dict.build(card.config, state, origin=str(found.files["model"]), device=device, precision=precision)

@@ -50,7 +50,8 @@ class MmdetDetector:
         self.record: dict[str, Any] = {"detector": f"mmdet 3.x ({config})"}
         with tempfile.TemporaryDirectory() as folder:
             self._process = subprocess.Popen(
-                [str(python), str(WORKER), config, str(_in_names_of_3x(checkpoint, Path(folder)))],
+                # Isolated: else the folder of the worker comes first, and this module for the package `mmdet`.
+                [str(python), "-I", str(WORKER), config, str(_in_names_of_3x(checkpoint, Path(folder)))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

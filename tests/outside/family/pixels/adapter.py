@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segros_train.backbone import Backbone, Encoded, ImageTransform, ParameterGroups, Realisation
+from segros_train.backbone import Backbone, Conditioning, Encoded, ImageTransform, ParameterGroups
 from segros_train.backbones.common.images import CropToSquare, to_images
 from segros_train.backbones.common.modes import inference
 from segros_train.backbones.common.pretrained import write_checkpoint
@@ -34,9 +34,9 @@ from segros_train.types import (
 class Pixels(Backbone):
     """Paint masked cells, given caption, hints and visible cells; answer a token at a time, given the one before."""
 
-    def __init__(self, card: BackboneCard, tokenizer: Tokenizer, *, realisation: Realisation | None = None) -> None:
+    def __init__(self, card: BackboneCard, tokenizer: Tokenizer, *, conditioning: Conditioning | None = None) -> None:
         super().__init__()
-        self.card, self.tokenizer, self.realisation = card, tokenizer, realisation or Realisation()
+        self.card, self.tokenizer, self.conditioning = card, tokenizer, conditioning or Conditioning()
         width, vocab_size = card.config.width, card.config.vocab_size
         self.vision = nn.Sequential(nn.Conv2d(3, width, kernel_size=1)).requires_grad_(False)
         self.words = nn.Embedding(vocab_size, width)
@@ -89,7 +89,7 @@ class Pixels(Backbone):
         visual, colors = encoded["visual"], encoded["cells"].flatten(2).mT
         condition = torch.zeros_like(visual[:, 0])
         if supervision.caption:
-            told = draws.uniform("caption") >= self.realisation.text_dropout
+            told = draws.uniform("caption") >= self.conditioning.text_dropout
             condition = condition + encoded["captions"] * told.to(visual.device)[:, None]
         if supervision.hints is not None:
             condition = condition + visual.take_along_dim(supervision.hints[..., None], dim=1).mean(dim=1)
@@ -153,9 +153,9 @@ class Pixels(Backbone):
             tuple(weight for weight in trained if weight.dim() <= 1),
         )
 
-    def realise(self, realisation: Realisation) -> None:
+    def configure(self, conditioning: Conditioning) -> None:
         """Adopt the share of captions left out; there is no attention and no sequence for the rest to change."""
-        self.realisation = realisation
+        self.conditioning = conditioning
 
     def save_pretrained(self, directory: Path) -> None:
         """Write a checkpoint."""
@@ -165,7 +165,7 @@ class Pixels(Backbone):
             card=self.card,
             config=self.card.config,
             tokenizer=self.tokenizer,
-            realisation=self.realisation,
+            conditioning=self.conditioning,
             dtype=torch.float32,
         )
 

@@ -49,7 +49,7 @@ def load(
         function=tuple(asdict(card.config)),
         tokenizer=lambda path: Tokenizer.from_file(str(path)),
     )
-    model = Pixels(card, kept.tokenizer, realisation=kept.realisation)
+    model = Pixels(card, kept.tokenizer, conditioning=kept.conditioning)
     check_keys(model.state_dict(), kept.state, str(found.checkpoint), "Pixels")
     model.load_state_dict(kept.state)
     types = WeightTypes(model, precision, device=device, autoencoder="vision")
